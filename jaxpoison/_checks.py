@@ -1,0 +1,86 @@
+"""Checks of arguments at the public edge: one place, one style of message.
+
+Every message says what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from numbers import Integral, Real
+
+
+def check_integer(name: str, value: object, *, at_least: int) -> int:
+    """Returns ``value`` as an int, or raises if it is not one or is too small.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What the caller passed.
+        at_least: The smallest value accepted.
+
+    Raises:
+        TypeError: ``value`` is not an integer.
+        ValueError: ``value`` is smaller than ``at_least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, found {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, found {value}")
+    return int(value)
+
+
+def check_fraction(name: str, value: object, *, below_one: bool = True) -> float:
+    """Returns ``value`` as a float in (0, 1), or in (0, 1] on request.
+
+    Raises:
+        TypeError: ``value`` is not a number.
+        ValueError: ``value`` lies outside; a value above 1 is told to be a percentage.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, found {value!r}")
+    share = float(value)
+    if not 0 < share <= 1 or (below_one and share == 1):
+        bound = "between 0 and 1, ends excluded" if below_one else "above 0 and at most 1"
+        hint = " (shares are fractions of 1, not percent)" if share > 1 else ""
+        raise ValueError(f"{name} must be {bound}{hint}, found {value}")
+    return share
+
+
+def check_positive(name: str, value: object) -> float:
+    """Returns ``value`` as a float above 0.
+
+    Raises:
+        TypeError: ``value`` is not a number.
+        ValueError: ``value`` is 0, negative or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, found {value!r}")
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"{name} must be above 0 and finite, found {value}")
+    return float(value)
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> str:
+    """Returns ``value`` if it is one of ``choices``.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
+    return str(value)
+
+
+def check_class(name: str, value: object, num_classes: int) -> int:
+    """Returns ``value`` as a class index below ``num_classes``.
+
+    Raises:
+        TypeError: ``value`` is not an integer.
+        ValueError: There is no such class.
+    """
+    index = check_integer(name, value, at_least=0)
+    if index >= num_classes:
+        raise ValueError(
+            f"{name} must be a class from 0 to {num_classes - 1}: "
+            f"the data has {num_classes} classes; found {index}"
+        )
+    return index

@@ -1,0 +1,265 @@
+"""k-means++ of heatmaps under the entropic Gromov-Wasserstein distance."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+from jaxpoison._checks import check_integer
+from jaxpoison._progress import Bar
+from jaxpoison.gw.barycenters import barycenters
+from jaxpoison.gw.distances import Centers, EntropicGW, distances_to_centers
+from jaxpoison.spaces import MeasureSpaces
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class GWClusters:
+    """Result of :func:`gw_kmeans`.
+
+    Attributes:
+        labels: Cluster of every heatmap.
+        distances: Distance of every heatmap to every centre (squared).
+        centers: The centres.
+        inertia: Sum of the distances to the own centre.
+        rounds: Rounds of assignment and update.
+        converged: Whether labels stopped changing.
+        unsolved: Share of the last round's problems that did not converge.
+        information: Mean divergence, in nats, of the last couplings from the
+            product of their marginals; about 0 means they carry no geometry.
+    """
+
+    labels: Int[np.ndarray, " n"]
+    distances: Float[np.ndarray, "n k"]
+    centers: Centers
+    inertia: float
+    rounds: int
+    converged: bool
+    unsolved: float
+    information: float
+
+
+def gw_kmeans(
+    spaces: MeasureSpaces,
+    *,
+    n_clusters: int = 2,
+    center_size: int = 10,
+    solver: EntropicGW | None = None,
+    max_rounds: int = 20,
+    n_init: int = 1,
+    random_state: int = 0,
+    progress: bool = False,
+) -> GWClusters:
+    """k-means++ with entropic Gromov-Wasserstein distances and barycentres.
+
+    As in Schulth, Berghoff, Neu: the first centre is a heatmap drawn uniformly
+    at random, the next drawn with a probability proportional to the squared
+    distance; then rounds of assignment and update until no label changes.
+    Their seeding measures distances between whole heatmaps; here a drawn
+    heatmap is first quantised to ``center_size`` points by weighted k-means of
+    its pixels.
+
+    Args:
+        spaces: Heatmaps to cluster.
+        n_clusters: Number of clusters.
+        center_size: Points of a centre.
+        solver: How distances are computed; the paper's epsilon 0.1 by default.
+        max_rounds: Most rounds of assignment and update.
+        n_init: Runs from different seeds; the one of least inertia is kept.
+        random_state: Seed.
+        progress: Show a progress bar.
+
+    Raises:
+        TypeError: A count is not an integer.
+        ValueError: There are fewer heatmaps than clusters, or a count is too small.
+    """
+    check_integer("n_clusters", n_clusters, at_least=1)
+    check_integer("center_size", center_size, at_least=2)
+    check_integer("max_rounds", max_rounds, at_least=1)
+    check_integer("n_init", n_init, at_least=1)
+    if len(spaces) < n_clusters:
+        raise ValueError(f"{n_clusters} clusters need as many heatmaps, found {len(spaces)}")
+    solver = EntropicGW() if solver is None else solver
+    padded, real = _pad(spaces)
+    best: GWClusters | None = None
+    with Bar("GW clustering", n_init * (max_rounds + 1), unit="rounds", show=progress) as bar:
+        for seed in np.random.SeedSequence(random_state).spawn(n_init):
+            rng = np.random.default_rng(seed)
+            found = _run(
+                spaces, padded, real, n_clusters, center_size, solver, max_rounds, rng, bar
+            )
+            if best is None or found.inertia < best.inertia:
+                best = found
+    if best is None:
+        raise RuntimeError("no run of k-means was made")
+    if (used := len(np.unique(best.labels))) < n_clusters:
+        warnings.warn(
+            f"only {used} of {n_clusters} clusters have members",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return best
+
+
+def _pad(spaces: MeasureSpaces) -> tuple[MeasureSpaces, Float[Array, " n"]]:
+    """Repeats the first heatmap up to a round number; the copies get no weight.
+
+    Round numbers keep the number of compilations small when many classes of
+    different sizes are clustered.
+    """
+    n = len(spaces)
+    step = max(_CHUNK, 1 << max(0, n.bit_length() - 3))
+    size = -(-n // step) * step
+    index = np.where(np.arange(size) < n, np.arange(size), 0)
+    return spaces.take(index), jnp.asarray(np.arange(size) < n, jnp.float32)
+
+
+def _run(
+    spaces: MeasureSpaces,
+    padded: MeasureSpaces,
+    real: Float[Array, " n"],
+    n_clusters: int,
+    center_size: int,
+    solver: EntropicGW,
+    max_rounds: int,
+    rng: np.random.Generator,
+    bar: Bar,
+) -> GWClusters:
+    n = len(spaces)
+    centers = _seed(spaces, padded, n_clusters, center_size, solver, rng)
+    bar.advance(1, "seeded")
+    labels = np.full(n, -1)
+    rounds, converged = 0, False
+    assigned = _assign(padded, centers, solver)
+    while True:
+        new = np.asarray(assigned.labels)[:n]
+        moved = int((new != labels).sum())
+        labels = new
+        if moved == 0 or rounds == max_rounds:
+            converged = moved == 0
+            break
+        centers, assigned = gw_round(padded, real, assigned.labels, centers, solver)
+        rounds += 1
+        bar.advance(1, f"{moved} moved")
+    bar.advance(max_rounds - rounds)
+    distances = np.asarray(assigned.distances)[:n]
+    return GWClusters(
+        labels=labels,
+        distances=distances,
+        centers=centers,
+        inertia=float(distances[np.arange(n), labels].sum()),
+        rounds=rounds,
+        converged=converged,
+        unsolved=float(1 - np.asarray(assigned.converged)[:n].mean()),
+        information=float(np.asarray(assigned.information)[:n].mean()),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Assignment:
+    """Distances of heatmaps to centres, and the nearest one.
+
+    Attributes:
+        labels: Nearest centre.
+        distances: To every centre (squared).
+        information: Divergence of every coupling from the product, in nats.
+        converged: Whether each problem was solved.
+    """
+
+    labels: Int[Array, " n"]
+    distances: Float[Array, "n k"]
+    information: Float[Array, "n k"]
+    converged: Bool[Array, "n k"]
+
+
+@partial(jax.jit, static_argnames="solver")
+def _assign(spaces: MeasureSpaces, centers: Centers, solver: EntropicGW) -> Assignment:
+    distances, information, converged = distances_to_centers(
+        spaces, centers, solver, chunk=_CHUNK
+    )
+    return Assignment(distances.argmin(-1), distances, information, converged)
+
+
+@partial(jax.jit, static_argnames="solver")
+def gw_round(
+    spaces: MeasureSpaces,
+    member_weights: Float[Array, " n"],
+    labels: Int[Array, " n"],
+    centers: Centers,
+    solver: EntropicGW,
+) -> tuple[Centers, Assignment]:
+    """One round of k-means: barycentres of the clusters, then a new assignment.
+
+    Args:
+        spaces: Heatmaps.
+        member_weights: Weight of every heatmap; 0 leaves it out of the barycentres.
+        labels: Cluster of every heatmap.
+        centers: Centres before; the barycentres are sought from here.
+        solver: How distances are computed.
+    """
+    found, _ = barycenters(
+        spaces, labels, member_weights, centers.distances, solver, chunk=_CHUNK
+    )
+    return found, _assign(spaces, found, solver)
+
+
+def _seed(
+    spaces: MeasureSpaces,
+    padded: MeasureSpaces,
+    n_clusters: int,
+    center_size: int,
+    solver: EntropicGW,
+    rng: np.random.Generator,
+) -> Centers:
+    chosen = [int(rng.integers(len(spaces)))]
+    quantised = [quantise(spaces, chosen[0], center_size)]
+    nearest = np.full(len(spaces), np.inf)
+    while len(chosen) < n_clusters:
+        last = jax.tree.map(lambda x: x[None], quantised[-1])
+        found = np.asarray(_assign(padded, last, solver).distances)[: len(spaces), 0]
+        nearest = np.minimum(nearest, np.maximum(found, 0))
+        nearest[chosen] = 0
+        if nearest.sum() > 0:
+            chosen.append(int(rng.choice(len(spaces), p=nearest / nearest.sum())))
+        else:
+            rest = np.setdiff1d(np.arange(len(spaces)), chosen)
+            chosen.append(int(rng.choice(rest)))
+        quantised.append(quantise(spaces, chosen[-1], center_size))
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *quantised)
+
+
+def quantise(spaces: MeasureSpaces, index: int, size: int) -> Centers:
+    """One heatmap as a space of few points: weighted k-means of its pixels.
+
+    Args:
+        spaces: Heatmaps.
+        index: Which one.
+        size: Number of points; if the heatmap has fewer pixels, some points
+            have no mass.
+
+    Returns:
+        Distances between the points ``[size, size]`` and their weights ``[size]``.
+    """
+    weights = np.asarray(spaces.weights[index], np.float64)
+    pixels = np.flatnonzero(weights)
+    points = np.stack(np.divmod(pixels, spaces.width), -1).astype(np.float64)
+    parts = min(size, len(pixels))
+    means = KMeans(parts, n_init=1, random_state=0).fit(points, sample_weight=weights[pixels])
+    mass = np.bincount(means.labels_, weights[pixels], size)
+    places = np.concatenate(
+        [means.cluster_centers_, np.repeat(means.cluster_centers_[:1], size - parts, 0)]
+    )
+    between = np.linalg.norm(places[:, None] - places, axis=-1) * float(spaces.factors[index])
+    return Centers(
+        jnp.asarray(between, jnp.float32), jnp.asarray(mass / mass.sum(), jnp.float32)
+    )

@@ -1,0 +1,137 @@
+"""The type every loader returns and every later stage takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images at rest.
+
+    Attributes:
+        images: Pixels in 0..255, channels last.
+        labels: Class of each image, an index into ``class_names``.
+        class_names: One name per class.
+        ids: A stable name per image: its file name, or its index as text.
+
+    Raises:
+        TypeError: ``images`` is not ``uint8``, or ``labels`` are not integers.
+        ValueError: Shapes do not fit, or a label has no class.
+    """
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8:
+            raise TypeError(
+                f"images must be uint8 in 0..255, found {self.images.dtype}; "
+                "convert floats in [0, 1] with (255 * images).round().astype('uint8')"
+            )
+        if self.images.ndim != 4 or self.images.shape[-1] not in (1, 3):
+            raise ValueError(
+                "images must have shape [n, height, width, channels] with 1 or 3 channels, "
+                f"found {self.images.shape}"
+            )
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise TypeError(f"labels must be integers, found {self.labels.dtype}")
+        n = len(self.images)
+        if self.labels.shape != (n,):
+            raise ValueError(f"labels must have shape ({n},), found {self.labels.shape}")
+        if len(self.ids) != n:
+            raise ValueError(f"ids must name all {n} images, found {len(self.ids)}")
+        if n and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
+            raise ValueError(
+                f"labels must lie in 0..{self.num_classes - 1} ({self.num_classes} class names), "
+                f"found {self.labels.min()}..{self.labels.max()}"
+            )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: UInt8[np.ndarray, "n h w c"],
+        labels: Int[np.ndarray, " n"],
+        *,
+        class_names: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> Dataset:
+        """Wraps arrays; names of classes and images default to their indices."""
+        images, labels = np.asarray(images), np.asarray(labels)
+        if class_names is None:
+            class_names = [str(k) for k in range(int(labels.max(initial=-1)) + 1)]
+        if ids is None:
+            ids = [str(i) for i in range(len(images))]
+        return cls(images, labels, tuple(class_names), tuple(ids))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, empty ones included."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        h, w, c = self.images.shape[1:]
+        return h, w, c
+
+    def take(self, where: Int[np.ndarray, " m"] | Bool[np.ndarray, " n"]) -> Dataset:
+        """The images at the given indices, or where a mask is true."""
+        index = np.flatnonzero(where) if where.dtype == bool else where
+        return Dataset(
+            self.images[index],
+            self.labels[index],
+            self.class_names,
+            tuple(self.ids[i] for i in index),
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of pixels, labels and class names, equal for equal data."""
+        digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels, dtype=np.int64).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Training, validation and test images over the same classes.
+
+    Raises:
+        ValueError: The parts differ in classes or in image shape.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+    def __post_init__(self) -> None:
+        for name, part in (("validation", self.validation), ("test", self.test)):
+            if part.class_names != self.train.class_names:
+                raise ValueError(
+                    f"the {name} images must have the training images' "
+                    f"{self.train.num_classes} classes, found {part.num_classes}"
+                )
+            if part.image_shape != self.train.image_shape:
+                raise ValueError(
+                    f"the {name} images must have the training images' shape "
+                    f"{self.train.image_shape}, found {part.image_shape}"
+                )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over the three parts."""
+        parts = (self.train, self.validation, self.test)
+        return hashlib.sha256("".join(p.fingerprint for p in parts).encode()).hexdigest()

@@ -1,0 +1,14 @@
+"""Activation Clustering (Chen et al. 2018)."""
+
+from __future__ import annotations
+
+from jaxpoison.detectors.projection import ProjectionClustering
+
+
+class ActivationClustering(ProjectionClustering):
+    """Activations of the last hidden layer, PCA or FastICA to 10 dimensions, two-means.
+
+    Takes activations ``[n, features]`` as :func:`jaxpoison.layer_outputs` gives
+    them; options and results are those of :class:`ProjectionClustering`. The
+    original projects by FastICA; the paper's comparison, and the default, by PCA.
+    """

@@ -1,0 +1,96 @@
+"""Heatmap Clustering (Schulth, Berghoff, Neu)."""
+
+from __future__ import annotations
+
+import time
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, ClusterMixin
+
+from jaxpoison.clustering import GWClusters, gw_kmeans
+from jaxpoison.detectors.detection import Detection, two_way_detection
+from jaxpoison.gw.distances import EntropicGW
+from jaxpoison.spaces import measure_spaces
+
+
+class HeatmapClustering(ClusterMixin, BaseEstimator):
+    """Relevance maps as metric measure spaces, k-means++ under entropic GW.
+
+    Args:
+        epsilon: Entropic regularisation in POT's convention; the paper's is 0.1.
+        center_size: Points of a centre.
+        mass: Share of relevance whose pixels are kept.
+        max_rounds: Most rounds of k-means.
+        n_init: Runs from different seeds; the one of least inertia is kept.
+        random_state: Seed.
+        progress: Show a progress bar.
+
+    Attributes:
+        labels_: 1 for suspects (the smaller cluster), 0 for the others.
+        detection_: The full result.
+        clusters_: What k-means found.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.1,
+        center_size: int = 10,
+        mass: float = 0.99,
+        max_rounds: int = 20,
+        n_init: int = 1,
+        random_state: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.epsilon = epsilon
+        self.center_size = center_size
+        self.mass = mass
+        self.max_rounds = max_rounds
+        self.n_init = n_init
+        self.random_state = random_state
+        self.progress = progress
+
+    def fit(
+        self,
+        X: Float[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w"],  # noqa: N803
+        y: None = None,
+    ) -> HeatmapClustering:
+        """Splits the images of one class by their relevance maps.
+
+        Args:
+            X: Relevance of every pixel towards the images' label.
+            y: Ignored; the truth is never looked at.
+
+        Raises:
+            TypeError: An option has the wrong type.
+            ValueError: An option is out of range, there are fewer than two
+                heatmaps, or one is constant or not finite.
+        """
+        started = time.perf_counter()
+        solver = EntropicGW(epsilon=self.epsilon)
+        self.clusters_: GWClusters = gw_kmeans(
+            measure_spaces(jnp.asarray(X), mass=self.mass),
+            center_size=self.center_size,
+            solver=solver,
+            max_rounds=self.max_rounds,
+            n_init=self.n_init,
+            random_state=self.random_state,
+            progress=self.progress,
+        )
+        found = self.clusters_
+        self.detection_: Detection = two_way_detection(
+            found.labels,
+            found.distances,
+            seconds=time.perf_counter() - started,
+            converged=found.converged and found.unsolved == 0,
+            notes={
+                "epsilon": self.epsilon,
+                "rounds": found.rounds,
+                "inertia": found.inertia,
+                "coupling_information_nats": found.information,
+                "unsolved_share": found.unsolved,
+            },
+        )
+        self.labels_ = self.detection_.labels
+        return self

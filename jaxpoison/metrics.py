@@ -1,0 +1,58 @@
+"""How well an attack works, and how well it is found; the only judges that know the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class DetectionRates:
+    """Shares, fractions of 1; ``None`` where there is nothing to take a share of.
+
+    Attributes:
+        acc: Images called rightly.
+        tpr: Poisoned images called poisoned.
+        tnr: Clean images called clean.
+    """
+
+    acc: float | None
+    tpr: float | None
+    tnr: float | None
+
+
+def detection_rates(
+    suspects: Bool[np.ndarray, " n"], poisoned: Bool[np.ndarray, " n"] | None
+) -> DetectionRates:
+    """Rates of a call against the truth; all ``None`` if the truth is not known.
+
+    Raises:
+        ValueError: The two have different lengths.
+    """
+    if poisoned is None:
+        return DetectionRates(None, None, None)
+    if suspects.shape != poisoned.shape:
+        raise ValueError(
+            f"the truth must have one entry per image ({len(suspects)}), found {len(poisoned)}"
+        )
+    return DetectionRates(
+        _share(suspects == poisoned), _share(suspects[poisoned]), _share(~suspects[~poisoned])
+    )
+
+
+def attack_success_rate(
+    logits: Float[np.ndarray, "n classes"], target: int
+) -> float | None:
+    """Share of triggered images classified as the target; ``None`` without images."""
+    return _share(logits.argmax(-1) == target)
+
+
+def accuracy(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> float | None:
+    """Share of images classified as their label; ``None`` without images."""
+    return _share(logits.argmax(-1) == labels)
+
+
+def _share(hits: Bool[np.ndarray, " n"]) -> float | None:
+    return float(hits.mean()) if len(hits) else None

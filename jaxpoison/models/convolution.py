@@ -1,0 +1,180 @@
+"""One convolution, implemented per platform.
+
+``nnx.Conv`` takes the function that convolves as an argument. On GPUs and TPUs
+:func:`conv_general_dilated` is ``lax.conv_general_dilated``. On CPUs, XLA runs
+the gradients of a convolution at a small part of the machine's speed, above
+all the weight gradient; there the convolution becomes a sum of shifted matrix
+products, which also lets ``bfloat16`` operands use the CPU's matrix units.
+The platform is chosen when the computation is lowered.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv_general_dilated(
+    lhs: Float[Array, "n h w c"],
+    rhs: Float[Array, "kh kw c d"],
+    window_strides: tuple[int, ...],
+    padding: Any,
+    **options: Any,
+) -> Float[Array, "n ho wo d"]:
+    """Drop-in for ``lax.conv_general_dilated``, with a fast path on CPUs.
+
+    The fast path serves 2-D convolutions, channels last, of stride 1 without
+    dilation or groups; all others go to ``lax.conv_general_dilated`` as they
+    are. Sums are taken in float32 and the result has the operands' type.
+
+    Args:
+        lhs: Input.
+        rhs: Kernel.
+        window_strides: Stride per spatial axis.
+        padding: ``"SAME"``, ``"VALID"`` or pairs of pixels, as in ``lax``.
+        **options: The further arguments of ``lax.conv_general_dilated``.
+    """
+    plain = (
+        rhs.ndim == 4
+        and tuple(window_strides) == (1, 1)
+        and tuple(options.get("lhs_dilation") or (1, 1)) == (1, 1)
+        and tuple(options.get("rhs_dilation") or (1, 1)) == (1, 1)
+        and options.get("feature_group_count", 1) == 1
+        and options.get("batch_group_count", 1) == 1
+        and options.get("precision") is None
+        and options.get("preferred_element_type") is None
+        and options.get("out_sharding") is None
+        and _channels_last(lhs, rhs, options.get("dimension_numbers"))
+    )
+    if not plain:
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
+    else:
+        pads = padding
+    (top, bottom), (left, right) = pads
+    return _correlate(lhs, rhs, ((int(top), int(bottom)), (int(left), int(right))))
+
+
+def _channels_last(lhs: Array, rhs: Array, numbers: Any) -> bool:
+    canonical = lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers)
+    return canonical == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _DIMENSIONS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _correlate(x: Array, w: Array, pads: _Pads) -> Array:
+    return lax.platform_dependent(
+        x,
+        w,
+        cpu=functools.partial(_matmul_correlate, pads=pads),
+        default=functools.partial(_lax_correlate, pads=pads),
+    )
+
+
+def _correlate_forward(x: Array, w: Array, pads: _Pads) -> tuple[Array, tuple[Array, Array]]:
+    return _correlate(x, w, pads), (x, w)
+
+
+def _correlate_backward(
+    pads: _Pads, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
+    x, w = saved
+    return lax.platform_dependent(
+        x,
+        w,
+        g,
+        cpu=functools.partial(_matmul_gradients, pads=pads),
+        default=functools.partial(_lax_gradients, pads=pads),
+    )
+
+
+_correlate.defvjp(_correlate_forward, _correlate_backward)
+
+
+def _lax_correlate(x: Array, w: Array, *, pads: _Pads) -> Array:
+    return lax.conv_general_dilated(x, w, (1, 1), pads, dimension_numbers=_DIMENSIONS)
+
+
+def _lax_gradients(x: Array, w: Array, g: Array, *, pads: _Pads) -> tuple[Array, Array]:
+    _, vjp = jax.vjp(functools.partial(_lax_correlate, pads=pads), x, w)
+    return vjp(g)
+
+
+# The CPU path. The padded images of a chunk are one matrix [pixels, c]; times the
+# whole kernel, [c, kh * kw * d], that gives what every pixel adds to its
+# neighbours, and the convolution is the sum of the shifted parts. No patches
+# are built, no slice is copied, and chunks keep the products inside the cache.
+
+
+def _chunk(n: int, values: int) -> int:
+    """Images per chunk: the largest divisor of ``n`` that keeps a chunk near 2 MB."""
+    limit = max(1, (1 << 19) // values)
+    return next(size for size in range(min(limit, n), 0, -1) if n % size == 0)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return lax.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _pad(x: Array, pads: _Pads) -> Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
+def _matmul_correlate(x: Array, w: Array, *, pads: _Pads) -> Array:
+    n, h, width, c = x.shape
+    kh, kw, _, d = w.shape
+    hp, wp = h + sum(pads[0]), width + sum(pads[1])
+    ho, wo = hp - kh + 1, wp - kw + 1
+    kernel = w.transpose(2, 0, 1, 3).reshape(c, kh * kw * d)
+    size = _chunk(n, h * width * max(c, d))
+
+    def one(chunk: Array) -> Array:
+        parts = _dot(_pad(chunk, pads).reshape(-1, c), kernel).reshape(size, hp, wp, kh, kw, d)
+        y = parts[:, :ho, :wo, 0, 0]
+        for i, j in list(np.ndindex(kh, kw))[1:]:
+            y += parts[:, i : i + ho, j : j + wo, i, j]
+        return y.astype(x.dtype)
+
+    return lax.map(one, x.reshape(-1, size, h, width, c)).reshape(n, ho, wo, d)
+
+
+def _matmul_gradients(x: Array, w: Array, g: Array, *, pads: _Pads) -> tuple[Array, Array]:
+    kh, kw = w.shape[:2]
+    (top, bottom), (left, right) = pads
+    full = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
+    if min(full[0] + full[1]) < 0:
+        # Padding wider than the kernel would crop the cotangent.
+        return _lax_gradients(x, w, g, pads=pads)
+    gx = _matmul_correlate(g, w[::-1, ::-1].swapaxes(2, 3), pads=full)
+    return gx, _matmul_weight_gradient(x, g, kh, kw, pads).astype(w.dtype)
+
+
+def _matmul_weight_gradient(x: Array, g: Array, kh: int, kw: int, pads: _Pads) -> Array:
+    n, h, width, c = x.shape
+    _, ho, wo, d = g.shape
+    size = _chunk(n, h * width * max(c, d))
+    # One transposition outside the loop lets every product below contract in
+    # the natural order, the only one that CPU kernels run fast. Without the
+    # barrier XLA moves it back into the loop.
+    g = lax.optimization_barrier(g.reshape(-1, size * ho * wo, d).swapaxes(1, 2))
+    offsets = list(np.ndindex(kh, kw))
+
+    def add(sums: list[Array], chunk: tuple[Array, Array]) -> tuple[list[Array], None]:
+        images, cotangent = _pad(chunk[0], pads), chunk[1]
+        return [
+            total + _dot(cotangent, images[:, i : i + ho, j : j + wo].reshape(-1, c))
+            for total, (i, j) in zip(sums, offsets, strict=True)
+        ], None
+
+    zeros = [jnp.zeros((d, c), jnp.float32)] * len(offsets)
+    sums, _ = lax.scan(add, zeros, (x.reshape(-1, size, h, width, c), g))
+    return jnp.stack(sums).swapaxes(1, 2).reshape(kh, kw, c, d)

@@ -1,0 +1,160 @@
+"""Running a network over many images: fixed shapes, one compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from jaxpoison._progress import Bar
+from jaxpoison.models.surgery import Path, find_module, replace_modules
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def evaluation_view(model: M) -> M:
+    """The model with batch statistics and dropout frozen; arrays are shared, the model kept."""
+    return nnx.with_attributes(
+        model, deterministic=True, use_running_average=True, raise_if_not_found=False
+    )
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def map_batches(
+    function: Callable[..., PyTree],
+    *arrays: np.ndarray,
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> PyTree:
+    """Applies a jitted function batch by batch; results come back as NumPy arrays.
+
+    The last batch is filled up by repeating its last row, so that every call
+    has the same shape; the surplus is cut off the result.
+
+    Args:
+        function: Takes one batch of every array, gives a pytree of arrays
+            whose first axis is the batch.
+        *arrays: Arrays of equal length, at least 1.
+        batch_size: Rows per call.
+        progress: Title of a progress bar; none is shown without it.
+
+    Raises:
+        ValueError: The arrays are empty.
+    """
+    n = len(arrays[0])
+    if n == 0:
+        raise ValueError("expected at least one image, found none")
+    size = min(batch_size, n)
+    results = []
+    pending: PyTree | None = None
+    with Bar(progress or "", n, unit="images", show=progress is not None) as bar:
+        for start in range(0, n, size):
+            parts = [a[start : start + size] for a in arrays]
+            missing = size - len(parts[0])
+            if missing:
+                parts = [np.concatenate([p, np.repeat(p[-1:], missing, 0)]) for p in parts]
+            # One batch is computed while the one before it is copied to the host.
+            following = function(*map(jnp.asarray, parts))
+            if pending is not None:
+                results.append(jax.tree.map(np.asarray, pending))
+                bar.advance(size)
+            pending = following
+        results.append(jax.tree.map(np.asarray, pending))
+        bar.advance(n - (len(results) - 1) * size)
+    return jax.tree.map(lambda *rows: np.concatenate(rows)[:n], *results)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
+    return nnx.merge(graphdef, state)(images.astype(jnp.float32) / 255)
+
+
+def predict(
+    model: nnx.Module,
+    images: UInt8[np.ndarray, "n h w c"],
+    *,
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> Float[np.ndarray, "n classes"]:
+    """Logits of a model in evaluation mode.
+
+    Args:
+        model: Takes images in [0, 1], gives logits.
+        images: Images at rest.
+        batch_size: Images per call.
+        progress: Title of a progress bar; none is shown without it.
+    """
+    graphdef, state = nnx.split(evaluation_view(model))
+    return map_batches(
+        partial(_logits, graphdef, state), images, batch_size=batch_size, progress=progress
+    )
+
+
+def layer_outputs(
+    model: nnx.Module,
+    images: UInt8[np.ndarray, "n h w c"],
+    layer: str,
+    *,
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> Float[np.ndarray, "n features"]:
+    """Outputs of one module of a model in evaluation mode, flattened per image.
+
+    Args:
+        model: Takes images in [0, 1].
+        images: Images at rest.
+        layer: Path of the module, with dots.
+        batch_size: Images per call.
+        progress: Title of a progress bar; none is shown without it.
+
+    Raises:
+        ValueError: The model has no such module, or does not call it exactly once.
+    """
+    path = find_module(model, layer)
+    graphdef, state = nnx.split(evaluation_view(model))
+    return map_batches(
+        partial(_layer_outputs, graphdef, path, state),
+        images,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _layer_outputs(
+    graphdef: nnx.GraphDef, path: Path, state: nnx.State, images: Array
+) -> Array:
+    outputs: list[Array] = []
+    tapped = replace_modules(
+        nnx.merge(graphdef, state),
+        lambda here, module: _Tap(module, outputs.append) if here == path else None,
+    )
+    tapped(images.astype(jnp.float32) / 255)
+    if len(outputs) != 1:
+        raise ValueError(
+            f"the model must call {'.'.join(map(str, path))} once, found {len(outputs)} calls"
+        )
+    return outputs[0].reshape(len(images), -1)
+
+
+class _Tap(nnx.Module):
+    """A module whose output is handed to someone else as well."""
+
+    def __init__(self, module: nnx.Module, receive: Callable[[Array], None]) -> None:
+        self.module = module
+        self.receive = receive
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        output = self.module(*args, **kwargs)
+        self.receive(output)
+        return output

@@ -1,0 +1,150 @@
+"""Layers as modules, so that relevance rules and paths can name them."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from jaxpoison.models.convolution import conv_general_dilated
+
+
+class MaxPool(nnx.Module):
+    """Maximum over windows that do not overlap; incomplete windows are dropped.
+
+    The gradient goes to the winner, the first one where several are equal.
+
+    Args:
+        window: Side of the square window, and its stride.
+    """
+
+    def __init__(self, window: int = 2) -> None:
+        self.window = window
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+        return _max_pool(x, self.window)
+
+
+# Reshaping and comparing is as fast as reduce_window forward; its gradient is
+# far cheaper on CPUs than both reduce_window's and that of max().
+
+
+def _windows(x: Array, k: int) -> Array:
+    n, h, w, c = x.shape
+    return x[:, : h // k * k, : w // k * k].reshape(n, h // k, k, w // k, k, c)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x: Array, k: int) -> Array:
+    return _windows(x, k).max((2, 4))
+
+
+def _max_pool_forward(x: Array, k: int) -> tuple[Array, tuple[Array, Array]]:
+    y = _max_pool(x, k)
+    return y, (x, y)
+
+
+def _max_pool_backward(k: int, saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+    x, y = saved
+    windows = _windows(x, k)
+    taken = jnp.zeros(y.shape, bool)
+    rows = []
+    for i in range(k):
+        row = []
+        for j in range(k):
+            wins = (windows[:, :, i, :, j] == y) & ~taken
+            taken |= wins
+            row.append(jnp.where(wins, g, 0))
+        rows.append(jnp.stack(row, axis=3))
+    n, h, w, c = x.shape
+    gx = jnp.stack(rows, axis=2).reshape(n, h // k * k, w // k * k, c)
+    return (jnp.pad(gx, ((0, 0), (0, h % k), (0, w % k), (0, 0))),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+class AvgPool(nnx.Module):
+    """Average over windows with zero padding that keeps the size at stride 1.
+
+    Padded zeros count in the average, as in the paper's network.
+
+    Args:
+        window: Side of the square window.
+        stride: Stride of the window.
+    """
+
+    def __init__(self, window: int, stride: int = 1) -> None:
+        self.window = window
+        self.stride = stride
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+        return nnx.avg_pool(
+            x, (self.window, self.window), (self.stride, self.stride), padding="SAME"
+        )
+
+
+class Concatenate(nnx.Module):
+    """Joins the channels of several inputs."""
+
+    def __call__(self, *xs: Float[Array, "n h w _"]) -> Float[Array, "n h w c"]:
+        return jnp.concatenate(xs, axis=-1)
+
+
+class ConvBlock(nnx.Module):
+    """Convolution with bias, batch normalisation, ReLU.
+
+    Args:
+        in_features: Input channels.
+        out_features: Output channels.
+        kernel_size: Side of the square kernel.
+        padding: ``"SAME"`` or ``"VALID"``.
+        dtype: Type the convolution computes in; ``None`` takes the input's.
+        rngs: Source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        padding: str = "SAME",
+        dtype: Dtype | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv = nnx.Conv(
+            in_features,
+            out_features,
+            (kernel_size, kernel_size),
+            padding=padding,
+            dtype=dtype,
+            conv_general_dilated=conv_general_dilated,
+            rngs=rngs,
+        )
+        self.norm = nnx.BatchNorm(
+            out_features, use_running_average=False, momentum=0.9, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
+        return nnx.relu(self.norm(self.conv(x)))
+
+
+class DenseBlock(nnx.Module):
+    """Dense layer with ReLU.
+
+    Args:
+        in_features: Input width.
+        out_features: Output width.
+        rngs: Source of the initial weights.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(in_features, out_features, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n c"]) -> Float[Array, "n d"]:
+        return nnx.relu(self.linear(x))

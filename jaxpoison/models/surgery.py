@@ -1,0 +1,67 @@
+"""Copies of a model in which some modules are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flax import nnx
+
+M = TypeVar("M", bound=nnx.Module)
+Path = tuple[str | int, ...]
+
+
+def replace_modules(
+    model: M, replacement: Callable[[Path, nnx.Module], nnx.Module | None]
+) -> M:
+    """A copy of the model with modules replaced; the model is not changed.
+
+    Args:
+        model: Any module.
+        replacement: Is shown each module with its path, outer ones first;
+            returns what takes its place, or ``None`` to look inside instead.
+            A module used in two places is replaced by one and the same.
+    """
+    known: dict[int, nnx.Module] = {}
+
+    def visit(path: Path, node: Any) -> None:
+        for key, child in list(nnx.iter_children(node)):
+            here = (*path, key)
+            if isinstance(child, nnx.Module) and not isinstance(child, nnx.List):
+                if id(child) not in known:
+                    new = replacement(here, child)
+                    known[id(child)] = child if new is None else new
+                    if new is None:
+                        visit(here, child)
+                if known[id(child)] is not child:
+                    _assign(node, key, known[id(child)])
+            elif isinstance(child, nnx.List | nnx.Dict):
+                visit(here, child)
+
+    copy = nnx.clone(model)
+    whole = replacement((), copy)
+    if whole is not None:
+        return whole  # pyright: ignore[reportReturnType]
+    visit((), copy)
+    return copy
+
+
+def _assign(node: Any, key: str | int, value: nnx.Module) -> None:
+    if isinstance(node, nnx.List | nnx.Dict):
+        node[key] = value  # pyright: ignore[reportArgumentType, reportCallIssue]
+    else:
+        setattr(node, str(key), value)
+
+
+def find_module(model: nnx.Module, path: str) -> Path:
+    """The path of a module named with dots, as in ``"blocks.2.conv"``.
+
+    Raises:
+        ValueError: There is no such module; the message lists those that are.
+    """
+    modules = {".".join(map(str, p)): p for p, _ in nnx.iter_modules(model) if p}
+    if path not in modules:
+        raise ValueError(
+            f"the model has no module {path!r}; it has {', '.join(sorted(modules))}"
+        )
+    return modules[path]

@@ -1,0 +1,95 @@
+"""Pictures of a run, drawn with matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxpoison.detectors.detection import Detection
+from jaxpoison.spaces import measure_spaces
+
+_CLEAN, _SUSPECT = "#3b6fb6", "#d1495b"
+
+
+def examples(
+    images: UInt8[np.ndarray, "m h w c"],
+    relevance: Float[np.ndarray, "m h w c"],
+    titles: Sequence[str],
+) -> Figure:
+    """Images over their heatmaps and the pixels holding 99 % of the relevance.
+
+    As Figures 1, 3 and 4 of Schulth, Berghoff, Neu.
+    """
+    spaces = measure_spaces(relevance)
+    clouds = np.asarray(spaces.weights).reshape(-1, spaces.height, spaces.width)
+    figure = Figure(figsize=(1.25 * len(images), 4.0), layout="constrained")
+    axes = figure.subplots(3, len(images), squeeze=False)
+    for k, title in enumerate(titles):
+        axes[0, k].imshow(images[k].squeeze(), cmap="grey")
+        axes[0, k].set_title(title, fontsize=8)
+        heat = relevance[k].sum(-1)
+        axes[1, k].imshow(heat, cmap="inferno", vmin=0, vmax=np.quantile(heat, 0.998))
+        rows, columns = np.nonzero(clouds[k])
+        sizes = 1500 * clouds[k][rows, columns]
+        axes[2, k].scatter(columns, rows, s=sizes, c=_SUSPECT, linewidths=0)
+        axes[2, k].set(xlim=(-1, spaces.width), ylim=(spaces.height, -1), aspect="equal")
+        for axis in axes[:, k]:
+            axis.set(xticks=[], yticks=[])
+    for axis, label in zip(axes[:, 0], ("image", "relevance", "99 % of it"), strict=True):
+        axis.set_ylabel(label, fontsize=8)
+    return figure
+
+
+def cluster_map(
+    detections: dict[str, Detection], poisoned: Bool[np.ndarray, " n"] | None
+) -> Figure:
+    """How each detector's score spreads, suspects apart, and the truth where it is known."""
+    names = list(detections)
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        _scores(axis, detections[name], poisoned)
+        axis.set_title(name, fontsize=9)
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _scores(axis: Axes, found: Detection, poisoned: Bool[np.ndarray, " n"] | None) -> None:
+    low, high = np.quantile(found.scores, [0.001, 0.999])
+    bins = np.linspace(low, high, 41)
+    clipped = np.clip(found.scores, low, high)
+    if poisoned is None:
+        groups = [(~found.suspects, _CLEAN, "called clean"), (found.suspects, _SUSPECT, "suspects")]
+    else:
+        groups = [(~poisoned, _CLEAN, "clean"), (poisoned, _SUSPECT, "poisoned")]
+    for where, color, label in groups:
+        axis.hist(clipped[where], bins, color=color, alpha=0.65, label=label)
+    axis.axvline(0, color="black", linewidth=0.8, linestyle=":", label="called poisoned right of it")
+    axis.set_yscale("symlog")
+    axis.tick_params(labelsize=7)
+    axis.set_xlabel("score", fontsize=8)
+
+
+def training_course(epochs: Sequence[dict[str, float]]) -> Figure:
+    """Losses and accuracies by epoch."""
+    figure = Figure(figsize=(6.8, 2.3), layout="constrained")
+    axes = figure.subplots(1, 2)
+    numbers = np.arange(1, len(epochs) + 1)
+    for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
+        for part, color in (("train", _CLEAN), ("validation", _SUSPECT)):
+            values = [e[f"{part}_{what}"] for e in epochs]
+            axis.plot(numbers, values, marker="o", markersize=3, color=color, label=part)
+        axis.set_xlabel("epoch", fontsize=8)
+        axis.set_title(what, fontsize=9)
+        axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=8)
+    return figure

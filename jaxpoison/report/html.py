@@ -1,0 +1,106 @@
+"""The report: one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from jaxpoison._files import write_text
+from jaxpoison.pipeline import RunOutcome
+from jaxpoison.report.figures import cluster_map, examples, training_course
+
+_EXAMPLES = 4
+
+
+def write_report(path: Path, outcome: RunOutcome) -> None:
+    """Writes a report of a run.
+
+    Args:
+        path: The HTML file.
+        outcome: What the run found.
+    """
+    environment = Environment(
+        loader=PackageLoader("jaxpoison.report"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["picture"] = _picture
+    template = environment.get_template("report.html.jinja")
+    names = outcome.splits.train.class_names
+    config = outcome.result["config"]
+    write_text(
+        path,
+        template.render(
+            result=outcome.result,
+            target_name=names[config["target"]],
+            source_name=None if config["source"] is None else names[config["source"]],
+            example_figures=_example_figures(outcome),
+            cluster_figure=cluster_map(outcome.detections, outcome.poisoned),
+            training_figure=training_course(outcome.history),
+            disagreements=_disagreements(outcome),
+        ),
+    )
+
+
+def _example_figures(outcome: RunOutcome) -> list[tuple[str, Figure]]:
+    """A few images of each group, evenly over the data."""
+    poisoned = outcome.poisoned
+    if poisoned is not None:
+        groups = [("Poisoned images", poisoned), ("Clean images", ~poisoned)]
+    else:
+        ranking = next(reversed(outcome.detections.values()), None)
+        if ranking is None:
+            groups = [("Images", np.ones(len(outcome.suspected), bool))]
+        else:
+            groups = [("Suspects", ranking.suspects), ("Others", ~ranking.suspects)]
+    train = outcome.splits.train
+    figures = []
+    for title, members in groups:
+        index = np.flatnonzero(members)
+        if not len(index):
+            continue
+        chosen = index[np.linspace(0, len(index) - 1, min(2 * _EXAMPLES, len(index))).astype(int)]
+        rows = outcome.suspected[chosen]
+        figures.append(
+            (
+                title,
+                examples(
+                    train.images[rows],
+                    outcome.relevance[chosen],
+                    [Path(train.ids[row]).name for row in rows],
+                ),
+            )
+        )
+    return figures
+
+
+def _disagreements(outcome: RunOutcome) -> list[dict[str, Any]]:
+    """What each detector got wrong, by number, where the truth is known."""
+    poisoned = outcome.poisoned
+    if poisoned is None:
+        return []
+    return [
+        {
+            "name": name,
+            "missed": int((poisoned & ~found.suspects).sum()),
+            "false_alarms": int((~poisoned & found.suspects).sum()),
+        }
+        for name, found in outcome.detections.items()
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def _picture(figure: Figure) -> Markup:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=130)
+    encoded = base64.b64encode(data.getvalue()).decode()
+    return Markup('<img alt="" src="data:image/png;base64,{}">').format(encoded)

@@ -1,0 +1,113 @@
+"""Stages of a run that leave what a later run resumes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpoison._files import replace_file, write_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """What a stage left.
+
+    Attributes:
+        key: Hash of everything the stage depends on.
+        values: JSON values.
+        arrays: Arrays.
+        seconds: Time the stage took when it ran.
+    """
+
+    key: str
+    values: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage's function returns: JSON values and arrays."""
+
+    values: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    seconds: float | None = None
+
+
+def hash_of(**depends: Any) -> str:
+    """A hash of JSON values, equal for equal values whatever their order."""
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+class WorkDirectory:
+    """A directory with one folder per stage.
+
+    A stage whose dependencies hash to the same key is read, not run again. A
+    stage's folder becomes valid when its last file, the key, is in place.
+
+    Args:
+        path: The directory; made if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def folder(self, name: str) -> Path:
+        """Where a stage keeps its files."""
+        return self.path / "stages" / name
+
+    def stage(self, name: str, key: str, make: Callable[[], Made]) -> Artefact:
+        """Reads what a stage left under this key, or runs it.
+
+        Args:
+            name: The stage.
+            key: Hash of everything it depends on.
+            make: Runs the stage. It may put files of its own into the stage's folder.
+        """
+        folder = self.folder(name)
+        found = self._read(folder, key)
+        if found is not None:
+            return found
+        (folder / "stage.json").unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        made = make()
+        seconds = time.perf_counter() - started if made.seconds is None else made.seconds
+        with replace_file(folder / "arrays.npz") as file:
+            np.savez(file, **made.arrays)  # pyright: ignore[reportArgumentType]
+        write_json(
+            folder / "stage.json",
+            {"schema": SCHEMA, "key": key, "seconds": seconds, "values": made.values},
+        )
+        return Artefact(key, made.values, made.arrays, seconds)
+
+    def _read(self, folder: Path, key: str) -> Artefact | None:
+        try:
+            record = json.loads((folder / "stage.json").read_text())
+            if record["schema"] != SCHEMA or record["key"] != key:
+                return None
+            with np.load(folder / "arrays.npz") as file:
+                arrays = {name: file[name] for name in file.files}
+        except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile):
+            # Not there, or damaged: the stage runs again.
+            return None
+        return Artefact(key, record["values"], arrays, record["seconds"])
+
+    def keep_only(self, parent: Path, name: str) -> None:
+        """Removes all folders inside ``parent`` but the one named."""
+        if parent.is_dir():
+            for folder in parent.iterdir():
+                if folder.name != name:
+                    shutil.rmtree(folder)

@@ -1,0 +1,378 @@
+"""Training a network: two protocols, early stopping, checkpoints, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
+
+from jaxpoison._checks import check_choice, check_integer, check_positive
+from jaxpoison._progress import Bar
+from jaxpoison.augment import Augmentation
+from jaxpoison.datasets.dataset import Dataset
+from jaxpoison.models.inference import evaluation_view, predict
+
+PROTOCOLS = ("fast", "paper")
+SCHEDULES = ("constant", "one-cycle")
+# The fast protocol shows the network at least this many images, however small the data.
+_FAST_IMAGES = 24_000
+_STEPS_PER_REPORT = 8
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        epochs: Most passes over the data.
+        batch_size: Images per step; an incomplete last batch is left out.
+        learning_rate: Of Adam; the peak, for the one-cycle schedule.
+        schedule: ``"constant"`` or ``"one-cycle"`` (a cosine up and down again).
+        patience: Epochs without a fall in validation loss after which training
+            stops; ``None`` never stops early.
+        augmentation: Random transformations of the training images, or ``None``.
+        compute_dtype: Type convolutions compute in while training; parameters
+            are always float32, and so is everything after training.
+        seed: Seed of order, augmentation and dropout.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    patience: int | None = 20
+    augmentation: Augmentation | None = Augmentation()
+    compute_dtype: str = "bfloat16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("epochs", self.epochs, at_least=1)
+        check_integer("batch size", self.batch_size, at_least=1)
+        check_positive("learning rate", self.learning_rate)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("compute dtype", self.compute_dtype, ("bfloat16", "float32"))
+
+
+def protocol(name: str, images: int, *, epochs: int | None = None, seed: int = 0) -> TrainConfig:
+    """The settings of a named training protocol.
+
+    ``"paper"``: Adam 1e-3, batch 32, at most 100 epochs, patience 20.
+    ``"fast"``: one cycle to 2e-3 over 6 epochs at batch 128; data sets below
+    10,000 images get smaller batches and more epochs.
+
+    Args:
+        name: One of ``PROTOCOLS``.
+        images: Number of training images.
+        epochs: Overrides the protocol's number of epochs.
+        seed: Seed of order, augmentation and dropout.
+
+    Raises:
+        ValueError: There is no such protocol.
+    """
+    check_choice("protocol", name, PROTOCOLS)
+    if name == "paper":
+        return TrainConfig(epochs=epochs or 100, seed=seed)
+    return TrainConfig(
+        epochs=epochs or max(6, math.ceil(_FAST_IMAGES / images)),
+        batch_size=128 if images >= 10_000 else 32,
+        learning_rate=2e-3,
+        schedule="one-cycle",
+        patience=None,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the data gave; losses are mean cross-entropies in nats."""
+
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class History:
+    """The course of a training.
+
+    Attributes:
+        epochs: One entry per pass.
+        best: Index of the epoch whose parameters were kept.
+    """
+
+    epochs: tuple[Epoch, ...] = ()
+    best: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a training step changes.
+
+    Attributes:
+        parameters: What the optimiser learns.
+        rest: Batch statistics and random streams.
+        optimizer: The optimiser's state.
+    """
+
+    parameters: PyTree
+    rest: PyTree
+    optimizer: PyTree
+
+
+Step = Callable[
+    [TrainState, UInt8[Array, "n h w c"], Int[Array, " n"], Int[Array, " b"], PRNGKeyArray],
+    tuple[TrainState, Float[Array, " 2"]],
+]
+
+
+def make_train_step(
+    model: nnx.Module, config: TrainConfig, steps: int
+) -> tuple[TrainState, Step]:
+    """Builds the jitted training step of a model.
+
+    Args:
+        model: Takes images in [0, 1], gives logits; not changed.
+        config: How to train.
+        steps: Steps of the whole training, for the schedule.
+
+    Returns:
+        The initial state, and a function of state, all images, all labels, the
+        batch's indices and a key that returns the next state and the batch's
+        mean loss and accuracy. The state given to it must not be used again.
+    """
+    working = nnx.with_attributes(
+        model, only=nnx.Conv, dtype=jnp.dtype(config.compute_dtype), raise_if_not_found=False
+    )
+    working.train()
+    graphdef, parameters, rest = nnx.split(working, nnx.Param, ...)
+    if config.schedule == "one-cycle":
+        rate = optax.cosine_onecycle_schedule(steps, config.learning_rate)
+    else:
+        rate = optax.constant_schedule(config.learning_rate)
+    optimizer = optax.adam(rate)
+
+    def loss(
+        parameters: PyTree, rest: PyTree, images: Array, labels: Array
+    ) -> tuple[Array, tuple[Array, PyTree]]:
+        net = nnx.merge(graphdef, parameters, rest, copy=True)
+        logits = net(images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        accuracy = (logits.argmax(-1) == labels).mean()
+        return losses.mean(), (accuracy, nnx.state(net, nnx.Not(nnx.Param)))
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(
+        state: TrainState, images: Array, labels: Array, indices: Array, key: Array
+    ) -> tuple[TrainState, Array]:
+        batch = images[indices].astype(jnp.float32) / 255
+        if config.augmentation is not None:
+            batch = config.augmentation(key, batch)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, (accuracy, rest)), grads = gradient(
+            state.parameters, state.rest, batch, labels[indices]
+        )
+        updates, optimizer_state = optimizer.update(grads, state.optimizer)
+        parameters = optax.apply_updates(state.parameters, updates)
+        return TrainState(parameters, rest, optimizer_state), jnp.stack([value, accuracy])
+
+    # Copies: the step gives its input's memory away, the model must keep its own.
+    state = TrainState(parameters, rest, optimizer.init(parameters))
+    return jax.tree.map(jnp.copy, state), step
+
+
+def fit(
+    model: nnx.Module,
+    train: Dataset,
+    validation: Dataset,
+    config: TrainConfig,
+    *,
+    checkpoints: Path | None = None,
+    progress: bool = False,
+) -> History:
+    """Trains a model in place; it ends with the parameters of the best epoch.
+
+    Args:
+        model: Takes images in [0, 1], gives logits.
+        train: Training images.
+        validation: Images whose loss chooses the best epoch.
+        config: How to train.
+        checkpoints: Directory for one checkpoint per epoch. A training that
+            was interrupted goes on from the last one and gives the same result.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: There are fewer training images than one batch, no
+            validation images, the loss is not finite, or the checkpoints are
+            of another training.
+    """
+    if len(train) < config.batch_size:
+        raise ValueError(
+            f"training needs at least one batch of {config.batch_size} images, found {len(train)}"
+        )
+    if not len(validation):
+        raise ValueError("training needs validation images to choose the best epoch, found none")
+    steps = len(train) // config.batch_size
+    state, step = make_train_step(model, config, steps * config.epochs)
+    best = state
+    history = History()
+    manager = None
+    if checkpoints is not None:
+        manager = _Checkpoints(checkpoints, config)
+        restored = manager.restore(state)
+        if restored is not None:
+            state, best, history = restored
+    # The step takes its input's memory, so what is kept must be a copy.
+    best = jax.tree.map(jnp.copy, best)
+    images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
+    scored = nnx.clone(model)
+    total = config.epochs * steps * config.batch_size
+    with Bar("training", total, unit="images", show=progress) as bar:
+        bar.advance(len(history.epochs) * steps * config.batch_size)
+        for epoch in range(len(history.epochs), config.epochs):
+            if _exhausted(history, config.patience):
+                break
+            started = time.perf_counter()
+            key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+            order_key, step_key = jax.random.split(key)
+            order = np.asarray(jax.random.permutation(order_key, len(train)))
+            measured = []
+            for i in range(steps):
+                indices = jnp.asarray(order[i * config.batch_size : (i + 1) * config.batch_size])
+                state, metrics = step(
+                    state, images, labels, indices, jax.random.fold_in(step_key, i)
+                )
+                measured.append(metrics)
+                if i % _STEPS_PER_REPORT == _STEPS_PER_REPORT - 1 or i == steps - 1:
+                    value, accuracy = np.mean(measured[-_STEPS_PER_REPORT:], axis=0)
+                    if not np.isfinite(value):
+                        raise ValueError(
+                            f"the training loss is {value} in epoch {epoch + 1}: "
+                            f"lower the learning rate (now {config.learning_rate})"
+                        )
+                    bar.advance(
+                        (i % _STEPS_PER_REPORT + 1) * config.batch_size,
+                        f"epoch {epoch + 1}  loss {value:.3f}  accuracy {accuracy:.1%}",
+                    )
+            nnx.update(scored, state.parameters, state.rest)
+            validation_loss, validation_accuracy = evaluate(scored, validation)
+            value, accuracy = np.mean(measured, axis=0)
+            history = History(
+                (
+                    *history.epochs,
+                    Epoch(
+                        float(value),
+                        float(accuracy),
+                        validation_loss,
+                        validation_accuracy,
+                        time.perf_counter() - started,
+                    ),
+                ),
+                history.best,
+            )
+            losses = [e.validation_loss for e in history.epochs]
+            if losses[-1] <= min(losses):
+                best = jax.tree.map(jnp.copy, state)
+                history = dataclasses.replace(history, best=epoch)
+            bar.line(
+                f"epoch {epoch + 1}: loss {value:.4f}, validation loss {validation_loss:.4f}, "
+                f"validation accuracy {validation_accuracy:.2%}, "
+                f"{steps * config.batch_size / history.epochs[-1].seconds:.0f} images/s"
+            )
+            if manager is not None:
+                manager.save(state, best, history)
+    if manager is not None:
+        manager.close()
+    nnx.update(model, best.parameters, best.rest)
+    model.eval()
+    return history
+
+
+def _exhausted(history: History, patience: int | None) -> bool:
+    return patience is not None and len(history.epochs) - 1 - history.best >= patience
+
+
+def evaluate(model: nnx.Module, data: Dataset) -> tuple[float, float]:
+    """Mean cross-entropy in nats, and accuracy, of a model in evaluation mode."""
+    logits = predict(evaluation_view(model), data.images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(data.labels))
+    return float(losses.mean()), float((logits.argmax(-1) == data.labels).mean())
+
+
+class _Checkpoints:
+    """The last epoch's state, the best one, and the history, on disk."""
+
+    def __init__(self, directory: Path, config: TrainConfig) -> None:
+        self._config = json.loads(json.dumps(dataclasses.asdict(config)))
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+        )
+
+    def save(self, state: TrainState, best: TrainState, history: History) -> None:
+        self._manager.save(
+            len(history.epochs),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_plain((state, best))),
+                course=ocp.args.JsonSave(
+                    {"config": self._config, "history": dataclasses.asdict(history)}
+                ),
+            ),
+        )
+        self._manager.wait_until_finished()
+
+    def restore(self, like: TrainState) -> tuple[TrainState, TrainState, History] | None:
+        latest = self._manager.latest_step()
+        if latest is None:
+            return None
+        course: dict[str, Any] = self._manager.restore(
+            latest, args=ocp.args.Composite(course=ocp.args.JsonRestore())
+        )["course"]
+        if course["config"] != self._config:
+            different = [k for k, v in self._config.items() if course["config"].get(k) != v]
+            raise ValueError(
+                f"the checkpoints in {self._manager.directory} belong to a training with other "
+                f"{', '.join(different)}; use another directory or delete them"
+            )
+        plain = self._manager.restore(
+            latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(_plain((like, like))))
+        )["state"]
+        state, best = _typed(plain, (like, like))
+        epochs = tuple(Epoch(**e) for e in course["history"]["epochs"])
+        return state, best, History(epochs, course["history"]["best"])
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+# Orbax stores arrays: random keys become their data, and states their leaves.
+
+
+def _plain(tree: PyTree) -> list[Array]:
+    return [
+        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(tree)
+    ]
+
+
+def _typed(leaves: list[Array], like: PyTree) -> Any:
+    restored = [
+        jax.random.wrap_key_data(x) if jnp.issubdtype(y.dtype, jax.dtypes.prng_key) else x
+        for x, y in zip(leaves, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
