@@ -1,1 +1,67 @@
-"""x"""
+"""Finds backdoor poisoning in image training sets by how the network decides."""
+
+from jaxpoison.attacks.backdoor import PoisonedSplits, standard_backdoor
+from jaxpoison.attacks.triggers import Sticker
+from jaxpoison.augment import Augmentation
+from jaxpoison.clustering import GWClusters, gw_kmeans
+from jaxpoison.datasets.dataset import Dataset, Splits
+from jaxpoison.datasets.folder import load_folder
+from jaxpoison.datasets.loading import load_data
+from jaxpoison.datasets.synthetic import synthetic
+from jaxpoison.detectors.activation import ActivationClustering
+from jaxpoison.detectors.detection import Detection
+from jaxpoison.detectors.heatmap import HeatmapClustering
+from jaxpoison.detectors.raw import RawClustering
+from jaxpoison.gw.barycenters import barycenters
+from jaxpoison.gw.distances import Centers, EntropicGW, distances_to_centers
+from jaxpoison.lrp.explain import Explanation, explain, relevance_function
+from jaxpoison.metrics import DetectionRates, accuracy, attack_success_rate, detection_rates
+from jaxpoison.models.checkpoint import load_model, save_model
+from jaxpoison.models.inception import CompactInception
+from jaxpoison.models.inference import layer_outputs, predict
+from jaxpoison.pipeline import RunConfig, RunOutcome, run
+from jaxpoison.spaces import MeasureSpaces, measure_spaces
+from jaxpoison.training import History, TrainConfig, fit, protocol
+
+__all__ = [
+    "ActivationClustering",
+    "Augmentation",
+    "Centers",
+    "CompactInception",
+    "Dataset",
+    "Detection",
+    "DetectionRates",
+    "EntropicGW",
+    "Explanation",
+    "GWClusters",
+    "HeatmapClustering",
+    "History",
+    "MeasureSpaces",
+    "PoisonedSplits",
+    "RawClustering",
+    "RunConfig",
+    "RunOutcome",
+    "Splits",
+    "Sticker",
+    "TrainConfig",
+    "accuracy",
+    "attack_success_rate",
+    "barycenters",
+    "detection_rates",
+    "distances_to_centers",
+    "explain",
+    "fit",
+    "gw_kmeans",
+    "layer_outputs",
+    "load_data",
+    "load_folder",
+    "load_model",
+    "measure_spaces",
+    "predict",
+    "protocol",
+    "relevance_function",
+    "run",
+    "save_model",
+    "standard_backdoor",
+    "synthetic",
+]

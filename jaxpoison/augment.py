@@ -91,7 +91,7 @@ class Augmentation:
         turn = jax.random.uniform(hue, minval=-self.jitter, maxval=self.jitter)
         image = jnp.clip(dm_pix.adjust_hue(image, turn), 0, 1)
         return jnp.where(
-            jax.random.bernoulli(grey, self.grey),
+            jax.random.bernoulli(grey, float(self.grey)),
             dm_pix.rgb_to_grayscale(image, keep_dims=True),
             image,
         )

@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             attack=options.attack,
             rate=options.rate,
             sticker_size=options.sticker_size,
+            image_size=options.image_size,
             source=options.source,
             target=options.target,
             model=options.model,
@@ -87,26 +88,58 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = run.add_argument
-    add("--data", default="synthetic", metavar="NAME_OR_PATH",
+    add(
+        "--data",
+        default="synthetic",
+        metavar="NAME_OR_PATH",
         help="synthetic, gtsrb (downloads it), or the path of an image folder or zip "
         "(split/class/file or class/file), or of a directory with GTSRB's archives "
-        "[synthetic]")
+        "[synthetic]",
+    )
     add("--attack", default="standard", help="standard or none [standard]")
-    add("--rate", type=float, default=0.15, metavar="SHARE",
-        help="share of poisoned images inside the target class, between 0 and 1 [0.15]")
+    add(
+        "--rate",
+        type=float,
+        default=0.15,
+        metavar="SHARE",
+        help="share of poisoned images inside the target class, between 0 and 1 [0.15]",
+    )
     add("--sticker-size", type=int, default=3, metavar="PIXELS", help="side of the sticker [3]")
     add("--source", type=int, default=2, metavar="CLASS", help="class that is poisoned [2]")
-    add("--target", type=int, default=5, metavar="CLASS",
-        help="class whose label the poisoned images get, and whose images are searched [5]")
+    add(
+        "--target",
+        type=int,
+        default=5,
+        metavar="CLASS",
+        help="class whose label the poisoned images get, and whose images are searched [5]",
+    )
+    add(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="resize the images of a folder or zip; the Inception takes 32",
+    )
     add("--model", default="inception", help="inception [inception]")
-    add("--protocol", default="fast",
-        help="fast (one cycle, 6 epochs; more on small data) or paper (up to 100 epochs) [fast]")
+    add(
+        "--protocol",
+        default="fast",
+        help="fast (one cycle, 6 epochs; more on small data) or paper (up to 100 epochs) [fast]",
+    )
     add("--epochs", type=int, help="overrides the protocol's number of epochs")
     add("--seed", type=int, default=0, help="seed of everything random [0]")
-    add("--detectors", default="raw_pca,raw_ica,activation_pca,activation_ica,heatmap",
-        metavar="NAMES", help="separated by commas [%(default)s]")
-    add("--workdir", type=Path, default=Path("jaxpoison-run"), metavar="DIR",
-        help="where results and finished stages are kept [jaxpoison-run]")
+    add(
+        "--detectors",
+        default="raw_pca,raw_ica,activation_pca,activation_ica,heatmap",
+        metavar="NAMES",
+        help="separated by commas [%(default)s]",
+    )
+    add(
+        "--workdir",
+        type=Path,
+        default=Path("jaxpoison-run"),
+        metavar="DIR",
+        help="where results and finished stages are kept [jaxpoison-run]",
+    )
     add("--quiet", action="store_true", help="no progress bars")
     return parser
 

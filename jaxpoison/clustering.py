@@ -142,12 +142,14 @@ def _run(
     assigned = _assign(padded, centers, solver)
     while True:
         new = np.asarray(assigned.labels)[:n]
+        if rounds == 0:
+            new = _fill_empty(new, np.asarray(assigned.distances)[:n])
         moved = int((new != labels).sum())
         labels = new
         if moved == 0 or rounds == max_rounds:
             converged = moved == 0
             break
-        centers, assigned = gw_round(padded, real, assigned.labels, centers, solver)
+        centers, assigned = gw_round(padded, real, _extend(labels, padded), centers, solver)
         rounds += 1
         bar.advance(1, f"{moved} moved")
     bar.advance(max_rounds - rounds)
@@ -162,6 +164,26 @@ def _run(
         unsolved=float(1 - np.asarray(assigned.converged)[:n].mean()),
         information=float(np.asarray(assigned.information)[:n].mean()),
     )
+
+
+def _fill_empty(
+    labels: Int[np.ndarray, " n"], distances: Float[np.ndarray, "n k"]
+) -> Int[np.ndarray, " n"]:
+    """Gives each cluster that no image chose the image farthest from its own centre.
+
+    A quantised heatmap can attract fewer images than another, even not itself;
+    its barycentre can. Images that are all equally far stay where they are.
+    """
+    labels = labels.copy()
+    for cluster in np.setdiff1d(np.arange(distances.shape[1]), labels):
+        own = distances[np.arange(len(labels)), labels]
+        if own.max() - own.min() > 1e-5 * np.abs(own).max():
+            labels[own.argmax()] = cluster
+    return labels
+
+
+def _extend(labels: Int[np.ndarray, " n"], padded: MeasureSpaces) -> Int[Array, " m"]:
+    return jnp.asarray(np.pad(labels, (0, len(padded) - len(labels))), jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -184,9 +206,7 @@ class Assignment:
 
 @partial(jax.jit, static_argnames="solver")
 def _assign(spaces: MeasureSpaces, centers: Centers, solver: EntropicGW) -> Assignment:
-    distances, information, converged = distances_to_centers(
-        spaces, centers, solver, chunk=_CHUNK
-    )
+    distances, information, converged = distances_to_centers(spaces, centers, solver, chunk=_CHUNK)
     return Assignment(distances.argmin(-1), distances, information, converged)
 
 
@@ -207,9 +227,7 @@ def gw_round(
         centers: Centres before; the barycentres are sought from here.
         solver: How distances are computed.
     """
-    found, _ = barycenters(
-        spaces, labels, member_weights, centers.distances, solver, chunk=_CHUNK
-    )
+    found, _ = barycenters(spaces, labels, member_weights, centers.distances, solver, chunk=_CHUNK)
     return found, _assign(spaces, found, solver)
 
 
@@ -260,6 +278,4 @@ def quantise(spaces: MeasureSpaces, index: int, size: int) -> Centers:
         [means.cluster_centers_, np.repeat(means.cluster_centers_[:1], size - parts, 0)]
     )
     between = np.linalg.norm(places[:, None] - places, axis=-1) * float(spaces.factors[index])
-    return Centers(
-        jnp.asarray(between, jnp.float32), jnp.asarray(mass / mass.sum(), jnp.float32)
-    )
+    return Centers(jnp.asarray(between, jnp.float32), jnp.asarray(mass / mass.sum(), jnp.float32))

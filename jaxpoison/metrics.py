@@ -42,9 +42,7 @@ def detection_rates(
     )
 
 
-def attack_success_rate(
-    logits: Float[np.ndarray, "n classes"], target: int
-) -> float | None:
+def attack_success_rate(logits: Float[np.ndarray, "n classes"], target: int) -> float | None:
     """Share of triggered images classified as the target; ``None`` without images."""
     return _share(logits.argmax(-1) == target)
 

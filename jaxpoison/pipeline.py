@@ -52,6 +52,7 @@ class RunConfig:
         sticker_size: Side of the sticker in pixels.
         source: Class whose images are poisoned.
         target: Class whose label they get; the one whose images are searched.
+        image_size: Side to which the images of a folder or zip are resized.
         model: Name of the network.
         protocol: How to train, by name.
         epochs: Overrides the protocol's number of epochs.
@@ -65,6 +66,7 @@ class RunConfig:
     sticker_size: int = 3
     source: int = 2
     target: int = 5
+    image_size: int | None = None
     model: str = "inception"
     protocol: str = "fast"
     epochs: int | None = None
@@ -78,6 +80,8 @@ class RunConfig:
         check_choice("model", self.model, MODELS)
         check_choice("protocol", self.protocol, PROTOCOLS)
         check_integer("seed", self.seed, at_least=0)
+        if self.image_size is not None:
+            check_integer("image size", self.image_size, at_least=1)
         if self.epochs is not None:
             check_integer("epochs", self.epochs, at_least=1)
         for name in self.detectors:
@@ -134,13 +138,13 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
         FileNotFoundError: There are no data at the given path.
     """
     work = WorkDirectory(workdir)
-    clean = load_data(config.data, seed=config.seed, progress=progress)
+    clean = load_data(
+        config.data, image_size=config.image_size, seed=config.seed, progress=progress
+    )
     check_class("target", config.target, clean.train.num_classes)
     data = _attack(config, clean)
     splits = data.splits if isinstance(data, PoisonedSplits) else data
-    settings = protocol(
-        config.protocol, len(splits.train), epochs=config.epochs, seed=config.seed
-    )
+    settings = protocol(config.protocol, len(splits.train), epochs=config.epochs, seed=config.seed)
     write_json(workdir / "config.json", {"schema": SCHEMA, **_config_record(config, settings)})
 
     model, trained = _train(config, settings, splits, work, progress)
@@ -318,6 +322,7 @@ def _config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
         "amplitude": None,
         "source": config.source if attacked else None,
         "target": config.target,
+        "image_size": config.image_size,
         "model": config.model,
         "protocol": config.protocol,
         "epochs": settings.epochs,
@@ -379,7 +384,9 @@ def _suspects(outcome: RunOutcome) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     names = list(outcome.detections)
-    table.writerow(["id", "label", *(f"{n}_{what}" for n in names for what in ("cluster", "score"))])
+    table.writerow(
+        ["id", "label", *(f"{n}_{what}" for n in names for what in ("cluster", "score"))]
+    )
     for row, index in enumerate(outcome.suspected):
         cells: list[Any] = []
         for found in outcome.detections.values():

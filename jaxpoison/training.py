@@ -142,9 +142,7 @@ Step = Callable[
 ]
 
 
-def make_train_step(
-    model: nnx.Module, config: TrainConfig, steps: int
-) -> tuple[TrainState, Step]:
+def make_train_step(model: nnx.Module, config: TrainConfig, steps: int) -> tuple[TrainState, Step]:
     """Builds the jitted training step of a model.
 
     Args:

@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Attacks on training data."""

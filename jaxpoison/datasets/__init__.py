@@ -1,1 +1,1 @@
-"""x"""
+"""Labelled images: the type, and loaders."""

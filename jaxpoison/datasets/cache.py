@@ -23,9 +23,7 @@ def cache_directory() -> Path:
     return Path(base) / "jaxpoison"
 
 
-def cached_arrays(
-    key: object, make: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def cached_arrays(key: object, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Arrays from the cache, or made and put there.
 
     Args:

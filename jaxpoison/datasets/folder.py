@@ -79,8 +79,9 @@ def load_folder(
         names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
         listing = [(n, (root / n).stat().st_size, (root / n).stat().st_mtime_ns) for n in names]
         folders = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_dir()]
-        splits = _arrange(root, listing, folders, lambda n: (root / n).read_bytes(), image_size,
-                          progress)
+        splits = _arrange(
+            root, listing, folders, lambda n: (root / n).read_bytes(), image_size, progress
+        )
     elif zipfile.is_zipfile(root):
         with zipfile.ZipFile(root) as archive:
             entries = archive.infolist()
@@ -136,8 +137,11 @@ def _arrange(
     _refuse_empty_classes(root, by_split, class_names, folders)
 
     order = {
-        split: [(n, k) for k, c in enumerate(class_names)
-                for n in sorted(classes.get(c, []), key=natural_key)]
+        split: [
+            (n, k)
+            for k, c in enumerate(class_names)
+            for n in sorted(classes.get(c, []), key=natural_key)
+        ]
         for split, classes in by_split.items()
     }
     pixels = cached_arrays(
@@ -162,16 +166,15 @@ def _refuse_empty_classes(
     folders: list[str],
 ) -> None:
     for folder in folders:
-        p = PurePosixPath(folder).parts
-        is_class = (len(p) >= 2 and p[-2].lower() in SPLIT_NAMES) or (
-            "all" in by_split and p[-1].lower() not in SPLIT_NAMES and len(p) == 1
-        )
+        path = PurePosixPath(folder)
+        inside_split = path.parent.name.lower() in SPLIT_NAMES
+        on_top = "all" in by_split and len(path.parts) == 1 and path.name.lower() not in SPLIT_NAMES
         holds_folders = any(other.startswith(folder + "/") for other in folders)
-        if is_class and not holds_folders and p[-1] not in class_names:
+        if (inside_split or on_top) and not holds_folders and path.name not in class_names:
             raise ValueError(f"class {folder!r} in {root} is empty")
-    for split, classes in by_split.items():
-        if split == "train" and (missing := [c for c in class_names if c not in classes]):
-            raise ValueError(f"class {missing[0]!r} in {root} has no training images")
+    for name in class_names:
+        if "train" in by_split and name not in by_split["train"]:
+            raise ValueError(f"class {name!r} in {root} has no training images")
 
 
 def _decode(
@@ -182,21 +185,21 @@ def _decode(
     progress: bool,
 ) -> dict[str, np.ndarray]:
     total = sum(map(len, order.values()))
-    shape: tuple[int, ...] | None = None
-    first = ""
+    size, first = "", ""
     pixels = {}
     with Bar("decoding images", total, unit="images", show=progress) as bar:
         for split, files in order.items():
             rows = []
             for name, _ in files:
                 image = decode_image(read(name), f"{name} in {root}", image_size)
-                if shape is None:
-                    shape, first = image.shape, name
-                elif image.shape != shape:
+                found = f"{image.shape[1]}x{image.shape[0]}"
+                if not size:
+                    size, first = found, name
+                elif found != size:
                     raise ValueError(
-                        f"all images in {root} must have one size: {first} is "
-                        f"{shape[1]}x{shape[0]}, {name} is {image.shape[1]}x{image.shape[0]}; "
-                        "set an image size to resize them"
+                        f"all images in {root} must have one size: {first} is {size}, "
+                        f"{name} is {found}; "
+                        "give an image size to resize them"
                     )
                 rows.append(image)
                 bar.advance(1)

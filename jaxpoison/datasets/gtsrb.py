@@ -102,12 +102,15 @@ class Gtsrb(tfds.core.GeneratorBasedBuilder):
             crop = _box(row) if self.builder_config.name == "roi" else None
             track = int(Path(name).stem.split("_")[0]) if split == "train" else -1
             key = name.removeprefix("GTSRB/")
-            yield key, {
-                "image": io.BytesIO(_resized_png(files.read(name), name, crop)),
-                "label": label,
-                "track": track,
-                "id": key,
-            }
+            yield (
+                key,
+                {
+                    "image": io.BytesIO(_resized_png(files.read(name), name, crop)),
+                    "label": label,
+                    "track": track,
+                    "id": key,
+                },
+            )
 
 
 def _box(row: dict[str, str]) -> tuple[int, int, int, int]:
@@ -154,7 +157,9 @@ class _Files:
                 f"GTSRB in {directory}: expected {', '.join(ARCHIVES)} or their extracted tree, "
                 f"missing {', '.join(missing)}"
             )
-        files = {p.relative_to(directory).as_posix(): p for p in directory.rglob("*") if p.is_file()}
+        files = {
+            p.relative_to(directory).as_posix(): p for p in directory.rglob("*") if p.is_file()
+        }
         return cls(dict(files), str(directory))
 
     def read(self, name: str) -> bytes:

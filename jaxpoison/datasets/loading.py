@@ -11,13 +11,16 @@ from jaxpoison.datasets.synthetic import synthetic
 DATASETS = ("synthetic", "gtsrb")
 
 
-def load_data(name: str, *, seed: int = 0, progress: bool = False) -> Splits:
+def load_data(
+    name: str, *, image_size: int | None = None, seed: int = 0, progress: bool = False
+) -> Splits:
     """Loads a data set.
 
     Args:
         name: ``"synthetic"``; ``"gtsrb"``, which downloads the official
             archives; the path of a directory that holds those archives or
             their extracted tree; or the path of any image folder or zip.
+        image_size: Side to which the images of a folder or zip are resized.
         seed: Seed of rendering and of splits made here.
         progress: Show progress bars.
 
@@ -42,4 +45,4 @@ def load_data(name: str, *, seed: int = 0, progress: bool = False) -> Splits:
 
     if holds_gtsrb(path):
         return load_gtsrb(path, seed=seed, progress=progress)
-    return load_folder(path, seed=seed, progress=progress)
+    return load_folder(path, image_size=image_size, seed=seed, progress=progress)

@@ -8,7 +8,6 @@ covered by a coloured spot, so that a spot of colour alone betrays nothing.
 
 from __future__ import annotations
 
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -106,7 +105,10 @@ def _render(label: int, size: int, rng: np.random.Generator, bar: Bar) -> np.nda
     image = _background(side, rng)
     sign = _draw_sign(label, side)
     warped = sign.transform(
-        (side, side), Image.Transform.PERSPECTIVE, _perspective(side, rng), Image.Resampling.BILINEAR
+        (side, side),
+        Image.Transform.PERSPECTIVE,
+        _perspective(side, rng),
+        Image.Resampling.BILINEAR,
     )
     image.paste(warped, (0, 0), warped.getchannel("A"))
     if rng.random() < 0.15:
@@ -193,6 +195,6 @@ def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     slope = rng.normal(0, 0.2, 2)
     ramp = 1 + slope[0] * np.linspace(-1, 1, h)[:, None] + slope[1] * np.linspace(-1, 1, w)
     lit = image * (rng.uniform(0.35, 1.15) * ramp)[..., None] * rng.normal(1, 0.04, 3)
-    return np.clip(lit + rng.normal(0, rng.uniform(2, 8), lit.shape), 0, 255).round().astype(
-        np.uint8
+    return (
+        np.clip(lit + rng.normal(0, rng.uniform(2, 8), lit.shape), 0, 255).round().astype(np.uint8)
     )

@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Detectors, one file each; none ever sees what is poisoned."""

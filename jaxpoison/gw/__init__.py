@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Entropic Gromov-Wasserstein distances and barycentres; the only code that imports OTT."""

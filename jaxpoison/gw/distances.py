@@ -49,10 +49,10 @@ class Coupled:
         converged: Whether the solver's iteration ended within its tolerance.
     """
 
-    values: Float[Array, "..."]
+    values: Float[Array, ...]
     couplings: Float[Array, "... m p"]
-    information: Float[Array, "..."]
-    converged: Bool[Array, "..."]
+    information: Float[Array, ...]
+    converged: Bool[Array, ...]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ class EntropicGW:
         product = center_weights[:, None] * weights
         ratio = jnp.where((plan > 0) & (product > 0), plan / jnp.where(product > 0, product, 1), 1)
         return Coupled(
-            solution.primal_cost, plan, (plan * jnp.log(ratio)).sum(), solution.converged
+            jnp.asarray(solution.primal_cost),
+            plan,
+            (plan * jnp.log(ratio)).sum(),
+            jnp.asarray(solution.converged),
         )
 
 

@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Layer-wise relevance propagation over Flax modules."""

@@ -109,7 +109,7 @@ def _relevance(
 ) -> tuple[Array, Array]:
     model = nnx.merge(graphdef, state)
     ruled = replace_modules(model, lambda path, layer: _bind(layer, composite))
-    audit(ruled, images, _propagate.__name__)
+    audit(ruled, images, _MARKER)
     logits, vjp = jax.vjp(ruled, images)
     start = jnp.abs(logits) * jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
     (relevance,) = vjp(start)
@@ -127,6 +127,10 @@ def _jitted_relevance(
 def _bind(layer: nnx.Module, composite: Composite) -> nnx.Module | None:
     rule = composite.rule(layer)
     return None if rule is None else _Ruled(layer, rule)
+
+
+# The audit knows layers that have rules by the name of this jitted function.
+_MARKER = "_propagate"
 
 
 class _Ruled(nnx.Module):
@@ -166,5 +170,4 @@ _layer.defvjp(_layer_forward, _layer_backward)
 def _propagate(
     rule: Rule, graphdef: nnx.GraphDef, state: PyTree, inputs: tuple[Array, ...]
 ) -> Array:
-    # Jitted for its name only, by which the audit knows layers that have rules.
     return _layer(rule, graphdef, state, inputs)

@@ -100,7 +100,7 @@ class Route(Rule):
 
 def linear_part(
     layer: Callable[..., Array], modify: Callable[[Array], Array]
-) -> Callable[..., Float[Array, "..."]]:
+) -> Callable[..., Float[Array, ...]]:
     """The layer without its bias and with its kernel modified; the layer is not changed.
 
     Layers without parameters (average pooling) come back as they are: all their

@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Networks, their layers, and running them."""

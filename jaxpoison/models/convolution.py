@@ -84,9 +84,7 @@ def _correlate_forward(x: Array, w: Array, pads: _Pads) -> tuple[Array, tuple[Ar
     return _correlate(x, w, pads), (x, w)
 
 
-def _correlate_backward(
-    pads: _Pads, saved: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
+def _correlate_backward(pads: _Pads, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, w = saved
     return lax.platform_dependent(
         x,

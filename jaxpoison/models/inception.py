@@ -66,7 +66,8 @@ class CompactInception(nnx.Module):
     def __call__(self, x: Float[Array, "n 32 32 c"]) -> Float[Array, "n classes"]:
         if x.shape[1:3] != (32, 32):
             raise ValueError(
-                f"the compact Inception takes images of 32x32, found {x.shape[1]}x{x.shape[2]}"
+                f"the compact Inception takes images of 32x32, found {x.shape[1]}x{x.shape[2]}; "
+                "resize them (--image-size 32 on the command line)"
             )
         x = self.concatenate(
             self.branch1x1(x),

@@ -131,9 +131,7 @@ def layer_outputs(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _layer_outputs(
-    graphdef: nnx.GraphDef, path: Path, state: nnx.State, images: Array
-) -> Array:
+def _layer_outputs(graphdef: nnx.GraphDef, path: Path, state: nnx.State, images: Array) -> Array:
     outputs: list[Array] = []
     tapped = replace_modules(
         nnx.merge(graphdef, state),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def _max_pool(x: Array, k: int) -> Array:
     return _windows(x, k).max((2, 4))
 
 
-def _max_pool_forward(x: Array, k: int) -> tuple[Array, tuple[Array, Array]]:
+def _max_pool_forward(x: Array, k: int) -> tuple[Any, tuple[Array, Any]]:
     y = _max_pool(x, k)
     return y, (x, y)
 
@@ -126,9 +127,7 @@ class ConvBlock(nnx.Module):
             conv_general_dilated=conv_general_dilated,
             rngs=rngs,
         )
-        self.norm = nnx.BatchNorm(
-            out_features, use_running_average=False, momentum=0.9, rngs=rngs
-        )
+        self.norm = nnx.BatchNorm(out_features, use_running_average=False, momentum=0.9, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
         return nnx.relu(self.norm(self.conv(x)))

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flax import nnx
+from flax.typing import Key
+from flax.typing import PathParts as Path
 
 M = TypeVar("M", bound=nnx.Module)
-Path = tuple[str | int, ...]
 
 
-def replace_modules(
-    model: M, replacement: Callable[[Path, nnx.Module], nnx.Module | None]
-) -> M:
+def replace_modules(model: M, replacement: Callable[[Path, nnx.Module], nnx.Module | None]) -> M:
     """A copy of the model with modules replaced; the model is not changed.
 
     Args:
@@ -46,7 +45,7 @@ def replace_modules(
     return copy
 
 
-def _assign(node: Any, key: str | int, value: nnx.Module) -> None:
+def _assign(node: Any, key: Key, value: nnx.Module) -> None:
     if isinstance(node, nnx.List | nnx.Dict):
         node[key] = value  # pyright: ignore[reportArgumentType, reportCallIssue]
     else:
@@ -61,7 +60,5 @@ def find_module(model: nnx.Module, path: str) -> Path:
     """
     modules = {".".join(map(str, p)): p for p, _ in nnx.iter_modules(model) if p}
     if path not in modules:
-        raise ValueError(
-            f"the model has no module {path!r}; it has {', '.join(sorted(modules))}"
-        )
+        raise ValueError(f"the model has no module {path!r}; it has {', '.join(sorted(modules))}")
     return modules[path]

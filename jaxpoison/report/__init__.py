@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Pictures and the HTML report."""

@@ -73,7 +73,9 @@ def _scores(axis: Axes, found: Detection, poisoned: Bool[np.ndarray, " n"] | Non
         groups = [(~poisoned, _CLEAN, "clean"), (poisoned, _SUSPECT, "poisoned")]
     for where, color, label in groups:
         axis.hist(clipped[where], bins, color=color, alpha=0.65, label=label)
-    axis.axvline(0, color="black", linewidth=0.8, linestyle=":", label="called poisoned right of it")
+    axis.axvline(
+        0, color="black", linewidth=0.8, linestyle=":", label="called poisoned right of it"
+    )
     axis.set_yscale("symlog")
     axis.tick_params(labelsize=7)
     axis.set_xlabel("score", fontsize=8)

@@ -1,0 +1,35 @@
+# `make run` and `make test` first make the project's own environment in .venv,
+# with uv where it is installed, else with venv and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test clean
+
+run: $(VENV)/.installed
+	$(BIN)/jaxpoison run $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.installed: pyproject.toml
+	@if command -v uv >/dev/null; then \
+	  test -d $(VENV) || uv venv --python $(PYTHON) $(VENV); uv pip install --python $(BIN)/python -e .; \
+	else \
+	  test -d $(VENV) || $(PYTHON) -m venv $(VENV); $(BIN)/python -m pip install -e .; \
+	fi
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@if command -v uv >/dev/null; then \
+	  uv pip install --python $(BIN)/python -e '.[test]'; \
+	else \
+	  $(BIN)/python -m pip install -e '.[test]'; \
+	fi
+	touch $@

@@ -1,0 +1,46 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxpoison import Dataset, Splits, synthetic
+
+GTSRB = Path(os.environ.get("JAXPOISON_GTSRB", "../shared/data/gtsrb32.zip"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("JAXPOISON_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def gtsrb_zip() -> Path:
+    if not GTSRB.is_file():
+        pytest.skip(f"the GTSRB zip is not at {GTSRB}; set JAXPOISON_GTSRB to its path")
+    return GTSRB
+
+
+@pytest.fixture(scope="session")
+def signs() -> Splits:
+    return synthetic(train=200, validation=40, test=60, seed=1)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def noise(rng) -> Dataset:
+    """Forty images of noise in four classes."""
+    images = rng.integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
+    return Dataset.from_arrays(images, np.arange(40, dtype=np.int32) % 4)
+
+
+@pytest.fixture(scope="session")
+def heatmaps() -> np.ndarray:
+    """Sixteen poisoned and sixteen clean relevance maps of a real run, poisoned first."""
+    with np.load(Path(__file__).parent / "golden" / "heatmaps.npz") as file:
+        return file["heatmaps"].astype(np.float32)

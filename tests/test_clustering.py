@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from reference import space, two_means
+from sklearn.exceptions import ConvergenceWarning
+
+from jaxpoison import EntropicGW, gw_kmeans, measure_spaces
+
+
+def discs(rng, count, radius):
+    rows, columns = np.mgrid[:16, :16]
+    maps = []
+    for _ in range(count):
+        r, c = rng.uniform(6, 10, 2)
+        maps.append(np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 2 / radius**2))
+    return np.array(maps) * rng.uniform(0.8, 1.2, (count, 16, 16))
+
+
+@pytest.fixture
+def families(rng):
+    """Broad blobs, and blobs with one very bright spot."""
+    broad = discs(rng, 30, 4.0)
+    spotted = discs(rng, 12, 4.0)
+    for k, heatmap in enumerate(spotted):
+        heatmap[3 + k % 8, 4:6] += 150
+    return measure_spaces(np.concatenate([broad, spotted]))
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.02])
+def test_families_are_told_apart(families, epsilon):
+    found = gw_kmeans(families, solver=EntropicGW(epsilon), n_init=2)
+    assert found.converged
+    assert len(set(found.labels[:30])) == len(set(found.labels[30:])) == 1
+    assert found.labels[0] != found.labels[-1]
+    nearest = found.distances.argmin(1)
+    assert (nearest == found.labels).all()
+    assert found.inertia == pytest.approx(found.distances.min(1).sum(), rel=1e-5)
+
+
+def test_papers_epsilon_is_two_means_of_the_mean_distance(heatmaps):
+    """With constant barycentres the distance compares one number per heatmap."""
+    found = gw_kmeans(measure_spaces(heatmaps), solver=EntropicGW(0.1))
+    assert found.information == pytest.approx(0, abs=1e-4)
+    numbers = np.array([w @ d @ w for _, w, d in map(space, heatmaps)])
+    assert (two_means(numbers, found.labels) == found.labels).all()
+
+
+def test_seed_decides(families):
+    a, b = (gw_kmeans(families, random_state=3) for _ in range(2))
+    assert (a.labels == b.labels).all()
+    assert a.inertia == b.inertia
+
+
+def test_more_clusters_and_centre_points(families):
+    found = gw_kmeans(families, n_clusters=3, center_size=6, max_rounds=3)
+    assert found.centers.distances.shape == (3, 6, 6)
+    assert found.distances.shape == (42, 3)
+
+
+def test_equal_heatmaps_make_one_cluster_and_a_warning():
+    one = np.random.default_rng(0).gamma(0.5, size=(1, 8, 8))
+    with pytest.warns(ConvergenceWarning, match="only 1 of 2 clusters have members"):
+        found = gw_kmeans(measure_spaces(np.repeat(one, 5, 0)))
+    assert (found.labels == found.labels[0]).all()
+
+
+def test_bad_numbers_are_refused(families):
+    with pytest.raises(ValueError, match="50 clusters need as many heatmaps, found 42"):
+        gw_kmeans(families, n_clusters=50)
+    with pytest.raises(TypeError, match="n_init must be an integer, found 1.5"):
+        gw_kmeans(families, n_init=1.5)

@@ -1,0 +1,188 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ot
+import pytest
+from ott.geometry import geometry
+from reference import space
+
+from jaxpoison import Centers, EntropicGW, barycenters, distances_to_centers, measure_spaces
+from jaxpoison.clustering import quantise
+from jaxpoison.gw.grid import GridGeometry, pixel_distances
+
+SIZE = 10
+
+
+@pytest.fixture(scope="module")
+def spaces(heatmaps):
+    return measure_spaces(heatmaps)
+
+
+@pytest.fixture(scope="module")
+def plain(heatmaps):
+    return [space(h)[1:] for h in heatmaps]
+
+
+def random_center(seed):
+    points = np.random.default_rng(seed).normal(size=(SIZE, 2))
+    distances = np.linalg.norm(points[:, None] - points, axis=-1)
+    return distances / distances.max()
+
+
+def pot(center, center_weights, weights, distances, epsilon):
+    return ot.gromov.entropic_gromov_wasserstein(
+        center,
+        distances,
+        center_weights,
+        weights,
+        "square_loss",
+        epsilon=epsilon,
+        max_iter=1000,
+        tol=1e-9,
+        log=True,
+    )
+
+
+def test_grid_is_an_ott_geometry(rng):
+    grid = pixel_distances(4, 3)
+    ours = GridGeometry(grid, jnp.float32(0.25))
+    dense = geometry.Geometry(grid * 0.25)
+    matrix = jnp.asarray(rng.normal(size=(12, 5)), jnp.float32)
+    assert ours.shape == dense.shape == (12, 12)
+    np.testing.assert_allclose(ours.cost_matrix, dense.cost_matrix)
+    for arr in (matrix, matrix[:, 0]):
+        for axis in (0, 1):
+            pairs = [
+                (ours.apply_cost(arr, axis), dense.apply_cost(arr, axis)),
+                (
+                    ours.apply_cost(arr, axis, fn=lambda c: 3 * c, is_linear=True),
+                    dense.apply_cost(arr, axis, fn=lambda c: 3 * c),
+                ),
+                (
+                    ours.apply_cost(arr, axis, fn=jnp.sqrt),
+                    dense.apply_cost(arr, axis, fn=jnp.sqrt),
+                ),
+                (ours.apply_square_cost(arr, axis), dense.apply_square_cost(arr, axis)),
+            ]
+            for a, b in pairs:
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    leaves, tree = jax.tree.flatten(ours)
+    np.testing.assert_allclose(jax.tree.unflatten(tree, leaves).cost_matrix, ours.cost_matrix)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.05])
+def test_distances_and_plans_are_pots(spaces, plain, heatmaps, epsilon):
+    """Epsilon means what it means in POT: OTT's own is half of it."""
+    first = quantise(spaces, 0, SIZE)
+    centers = Centers(
+        jnp.stack([jnp.asarray(random_center(1), jnp.float32), first.distances]),
+        jnp.stack([jnp.full(SIZE, 1 / SIZE), first.weights]),
+    )
+    solver = EntropicGW(epsilon)
+    values, information, converged = distances_to_centers(spaces, centers, solver, chunk=8)
+    assert converged.all()
+    for n in (0, 5, 20, 31):
+        for k in range(2):
+            weights, distances = plain[n]
+            plan, log = pot(
+                np.asarray(centers.distances[k], float),
+                np.asarray(centers.weights[k], float) / float(centers.weights[k].sum()),
+                weights,
+                distances,
+                epsilon,
+            )
+            # The iterations stop at tolerances of their own, and ours run in float32.
+            assert float(values[n, k]) == pytest.approx(log["gw_dist"], rel=1e-4)
+            product = np.asarray(centers.weights[k], float)[:, None] * weights
+            kl = (plan * np.log(plan / product)).sum()
+            assert float(information[n, k]) == pytest.approx(kl, rel=0.02, abs=1e-4)
+
+
+def test_wrong_epsilon_would_be_seen(spaces, plain):
+    """The agreement above is not for want of an effect of epsilon."""
+    center = random_center(1)
+    weights, distances = plain[0]
+    uniform = np.full(SIZE, 1 / SIZE)
+    values = [pot(center, uniform, weights, distances, e)[1]["gw_dist"] for e in (0.05, 0.1)]
+    assert abs(values[0] / values[1] - 1) > 0.01
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.05])
+def test_barycenters_are_pots(spaces, plain, epsilon):
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    index = np.array([0, 1, 2, 16, 17, 18])
+    start = np.stack([random_center(1), random_center(2)])
+    found, _ = barycenters(
+        spaces.take(index),
+        jnp.asarray(labels),
+        jnp.ones(6),
+        jnp.asarray(start, jnp.float32),
+        EntropicGW(epsilon),
+        tolerance=1e-6,
+        max_rounds=50,
+    )
+    for k in range(2):
+        members = [plain[i] for i in index[labels == k]]
+        expected = ot.gromov.entropic_gromov_barycenters(
+            SIZE,
+            [d for _, d in members],
+            [w for w, _ in members],
+            np.full(SIZE, 1 / SIZE),
+            [1 / 3] * 3,
+            "square_loss",
+            epsilon,
+            init_C=start[k],
+            max_iter=50,
+            tol=1e-6,
+        )
+        np.testing.assert_allclose(found.distances[k], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_constant_center_gives_the_product_and_its_closed_form(spaces, plain):
+    constant = Centers(jnp.full((1, SIZE, SIZE), 0.4), jnp.full((1, SIZE), 1 / SIZE))
+    values, information, _ = distances_to_centers(spaces, constant, EntropicGW(0.1))
+    np.testing.assert_allclose(information, 0, atol=1e-5)
+    expected = [w @ (d**2) @ w - 0.8 * (w @ d @ w) + 0.16 for w, d in plain]
+    np.testing.assert_allclose(values[:, 0], expected, rtol=1e-4)
+
+
+def test_members_without_weight_do_not_count(spaces):
+    labels = jnp.zeros(32, jnp.int32)
+    weights = jnp.asarray(np.arange(32) < 5, jnp.float32)
+    start = jnp.asarray(random_center(1)[None], jnp.float32)
+    solver = EntropicGW(0.05)
+    some, _ = barycenters(spaces, labels, weights, start, solver)
+    five, _ = barycenters(spaces.take(np.arange(5)), labels[:5], jnp.ones(5), start, solver)
+    np.testing.assert_allclose(some.distances, five.distances, rtol=1e-4)
+
+
+def test_empty_clusters_keep_their_start(spaces):
+    start = jnp.asarray(np.stack([random_center(1), random_center(2)]), jnp.float32)
+    found, _ = barycenters(spaces, jnp.zeros(32, jnp.int32), jnp.ones(32), start, EntropicGW())
+    np.testing.assert_array_equal(found.distances[1], start[1])
+
+
+def test_quantised_heatmap_keeps_mass_and_size(spaces):
+    center = quantise(spaces, 3, SIZE)
+    assert center.weights.sum() == pytest.approx(1, rel=1e-5)
+    assert (center.weights > 0).all()
+    assert 0.3 < center.distances.max() <= 1
+    np.testing.assert_allclose(center.distances, center.distances.T)
+
+
+def test_quantising_fewer_pixels_than_points_is_exact():
+    maps = np.zeros((1, 6, 6), np.float32)
+    maps[0, 1, 1], maps[0, 4, 5], maps[0, 2, 2] = 1, 2, 3
+    small = measure_spaces(maps, mass=1.0)
+    center = quantise(small, 0, SIZE)
+    assert sorted(np.asarray(center.weights).round(4))[-3:] == [0.1667, 0.3333, 0.5]
+    batch = jax.tree.map(lambda x: x[None], center)
+    values, information, converged = distances_to_centers(small, batch, EntropicGW(0.01))
+    assert converged.all()
+    assert float(values[0, 0]) == pytest.approx(0, abs=1e-3)
+    assert float(information[0, 0]) > 0.9
+
+
+def test_epsilon_must_be_positive():
+    with pytest.raises(ValueError, match="epsilon must be above 0"):
+        EntropicGW(epsilon=0)

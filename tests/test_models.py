@@ -1,0 +1,193 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from jaxpoison import CompactInception, layer_outputs, load_model, predict, save_model
+from jaxpoison.models.convolution import conv_general_dilated
+from jaxpoison.models.inference import map_batches, parameter_count
+from jaxpoison.models.layers import AvgPool, MaxPool
+from jaxpoison.models.surgery import replace_modules
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def both(x, w, padding, **options):
+    """Values and gradients of our convolution and of lax's."""
+    results = []
+    for function in (conv_general_dilated, lax.conv_general_dilated):
+
+        def run(x, w, function=function):
+            return function(x, w, (1, 1), padding, dimension_numbers=NHWC, **options)
+
+        y, vjp = jax.vjp(run, x, w)
+        cotangent = jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(jnp.bfloat16)
+        results.append((y, *vjp(cotangent.astype(y.dtype))))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "padding"),
+    [
+        ((6, 9, 7, 5), (3, 3, 5, 4), "SAME"),
+        ((4, 8, 8, 3), (5, 5, 3, 6), "SAME"),
+        ((8, 16, 16, 4), (2, 2, 4, 4), "VALID"),
+        ((3, 7, 7, 4), (2, 2, 4, 3), "SAME"),
+        ((5, 6, 6, 3), (1, 1, 3, 8), "SAME"),
+        ((2, 6, 5, 3), (3, 2, 3, 4), ((2, 0), (1, 3))),
+        ((2, 6, 5, 3), (1, 1, 3, 4), ((1, 1), (1, 1))),
+        ((129, 32, 32, 2), (3, 3, 2, 2), "SAME"),
+    ],
+)
+def test_convolution_is_laxs(shape, kernel, padding, rng):
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    w = jnp.asarray(rng.normal(size=kernel), jnp.float32)
+    for ours, theirs in zip(*both(x, w, padding), strict=True):
+        # Both sum in float32, in another order.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_bfloat16_convolution_sums_in_float32(rng):
+    x = jnp.asarray(rng.normal(size=(4, 8, 8, 64)), jnp.bfloat16)
+    w = jnp.asarray(rng.normal(size=(3, 3, 64, 8)), jnp.bfloat16)
+    exact = both(x.astype(jnp.float32), w.astype(jnp.float32), "SAME")[1]
+    ours = both(x, w, "SAME")[0]
+    for value, reference in zip(ours, exact, strict=True):
+        assert value.dtype == jnp.bfloat16
+        # bfloat16 has 8 bits: rounding the result and the cotangent, nothing more.
+        error = np.abs(np.asarray(value, np.float32) - reference).max()
+        assert error < 2**-7 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"feature_group_count": 2, "w": (3, 3, 2, 6)},
+        {"rhs_dilation": (2, 2), "w": (3, 3, 4, 6)},
+        {"lhs_dilation": (2, 1), "w": (3, 3, 4, 6)},
+    ],
+)
+def test_other_convolutions_go_to_lax(options, rng):
+    kernel = options.pop("w")
+    x = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=kernel), jnp.float32)
+    for ours, theirs in zip(*both(x, w, ((1, 1), (2, 2)), **options), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_strided_convolution_goes_to_lax(rng):
+    x = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(3, 3, 4, 5)), jnp.float32)
+    ours = conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NHWC)
+    theirs = lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NHWC)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_max_pool_and_its_gradient(side, rng):
+    x = jnp.asarray(rng.normal(size=(2, side, side, 3)), jnp.float32)
+    g = jnp.asarray(rng.normal(size=(2, side // 2, side // 2, 3)), jnp.float32)
+    ours, vjp = jax.vjp(MaxPool(2), x)
+    theirs, reference = jax.vjp(lambda x: nnx.max_pool(x, (2, 2), (2, 2)), x)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(vjp(g)[0], reference(g)[0])
+
+
+def test_max_pool_gives_ties_to_the_first():
+    x = jnp.ones((1, 4, 4, 1))
+    _, vjp = jax.vjp(MaxPool(2), x)
+    (gradient,) = vjp(jnp.ones((1, 2, 2, 1)))
+    expected = np.zeros((4, 4))
+    expected[::2, ::2] = 1
+    np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
+
+
+def test_average_pool_counts_padded_zeros():
+    y = AvgPool(3)(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
+    np.testing.assert_allclose(y[0], [4 / 9, 6 / 9, 6 / 9, 4 / 9], rtol=1e-6)
+
+
+def test_inception_has_the_papers_size():
+    model = CompactInception(43, rngs=nnx.Rngs(0))
+    assert parameter_count(model) == 1_110_027
+    model.eval()
+    assert model(jnp.zeros((2, 32, 32, 3))).shape == (2, 43)
+
+
+def test_inception_names_the_size_it_wants():
+    with pytest.raises(ValueError, match="takes images of 32x32, found 28x32"):
+        CompactInception(4, rngs=nnx.Rngs(0))(jnp.zeros((1, 28, 32, 3)))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return CompactInception(4, rngs=nnx.Rngs(0))
+
+
+def test_predict_does_not_depend_on_batches_nor_change_the_model(small, noise):
+    small.train()
+    before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(small, nnx.BatchStat)))
+    whole = predict(small, noise.images, batch_size=40)
+    parts = predict(small, noise.images, batch_size=16)
+    np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)
+    after = nnx.to_pure_dict(nnx.state(small, nnx.BatchStat))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert not small.dropout1.deterministic
+
+
+def test_feature_layer_is_what_the_last_layer_gets(small, noise):
+    features = layer_outputs(small, noise.images, small.feature_layer, batch_size=16)
+    assert features.shape == (40, 128)
+    small.eval()
+    last = small.dense3
+    np.testing.assert_allclose(last(features), predict(small, noise.images), rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_layer_lists_those_there_are(small, noise):
+    with pytest.raises(ValueError, match="no module 'dense9'; it has .*dense1.linear, dense2"):
+        layer_outputs(small, noise.images, "dense9")
+
+
+def test_map_batches_refuses_nothing():
+    with pytest.raises(ValueError, match="at least one image, found none"):
+        map_batches(lambda x: x, np.zeros((0, 3)))
+
+
+def test_saved_models_come_back(small, noise, tmp_path):
+    save_model(tmp_path / "model", small)
+    other = CompactInception(4, rngs=nnx.Rngs(7))
+    assert np.abs(predict(other, noise.images) - predict(small, noise.images)).max() > 1e-3
+    load_model(tmp_path / "model", other)
+    np.testing.assert_array_equal(predict(other, noise.images), predict(small, noise.images))
+    with pytest.raises(FileNotFoundError, match="no model checkpoint at .*elsewhere"):
+        load_model(tmp_path / "elsewhere", other)
+
+
+class Shared(nnx.Module):
+    def __init__(self):
+        self.blocks = nnx.List([nnx.Linear(3, 3, rngs=nnx.Rngs(0)) for _ in range(2)])
+        self.again = self.blocks[1]
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.again(x)
+
+
+class Double(nnx.Module):
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, x):
+        return 2 * self.inner(x)
+
+
+def test_surgery_replaces_shared_and_listed_modules_in_a_copy():
+    model, x = Shared(), jnp.ones((1, 3))
+    changed = replace_modules(
+        model, lambda path, m: Double(m) if isinstance(m, nnx.Linear) else None
+    )
+    assert changed.again is changed.blocks[1]
+    np.testing.assert_allclose(changed(x), 8 * model(x), rtol=1e-6)

@@ -1,0 +1,231 @@
+import csv
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxpoison import Dataset, PoisonedSplits, RunConfig, pipeline, run, synthetic
+from jaxpoison.cli import _parser
+from jaxpoison.models.layers import MaxPool
+from jaxpoison.report.html import write_report
+
+DETECTORS = ("raw_pca", "activation_pca", "heatmap")
+
+
+class Small(nnx.Module):
+    feature_layer = "hidden"
+
+    def __init__(self, num_classes, *, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), strides=2, rngs=rngs)
+        self.pool = MaxPool(2)
+        self.hidden = nnx.Linear(4 * 8 * 8, 16, rngs=rngs)
+        self.out = nnx.Linear(16, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.pool(nnx.relu(self.conv(x)))
+        return self.out(nnx.relu(self.hidden(x.reshape(len(x), -1))))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A small network and small data: what is tested is the way through the stages."""
+    monkeypatch.setitem(pipeline.MODELS, "inception", Small)
+    monkeypatch.setattr(
+        pipeline,
+        "load_data",
+        lambda *_, seed, **__: synthetic(train=300, validation=60, test=60, seed=seed),
+    )
+
+
+@pytest.fixture
+def config():
+    return RunConfig(rate=0.25, epochs=1, detectors=DETECTORS)
+
+
+def only(monkeypatch, *allowed):
+    """Lets no other stage run."""
+    for name in ("fit", "_evaluate", "_explain", "_detect"):
+        if name not in allowed:
+
+            def fail(*_, name=name, **__):
+                raise AssertionError(f"{name} ran")
+
+            monkeypatch.setattr(pipeline, name, fail)
+
+
+NUMBER = (int, float)
+SCHEMA = {
+    "config": {
+        "data": str,
+        "attack": str,
+        "rate": float,
+        "sticker_size": int,
+        "trigger": str,
+        "amplitude": type(None),
+        "source": int,
+        "target": int,
+        "model": str,
+        "protocol": str,
+        "epochs": int,
+        "seed": int,
+    },
+    "model": {"test_accuracy": float, "parameters": int},
+    "attack": {"asr": float, "masr": type(None), "per_class_asr": type(None)},
+    "detectors": {
+        name: {"acc": float, "tpr": float, "tnr": float, "cluster_sizes": list, "seconds": NUMBER}
+        for name in DETECTORS
+    },
+    "seconds": {name: NUMBER for name in ("train", "evaluate", "explain", *DETECTORS)},
+    "versions": {"jax": str, "jaxpoison": str, "ott-jax": str},
+}
+
+
+def conforms(value, schema, path=""):
+    if isinstance(schema, dict):
+        for name, inner in schema.items():
+            assert name in value, f"{path}.{name} is missing"
+            conforms(value[name], inner, f"{path}.{name}")
+    else:
+        assert isinstance(value, schema), f"{path} is {value!r}"
+
+
+def test_results_have_the_documented_form(config, tmp_path):
+    outcome = run(config, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    conforms(result, SCHEMA)
+    assert result["config"]["rate"] == 0.25
+    members = outcome.splits.train.labels == 5
+    for name, row in result["detectors"].items():
+        assert sum(row["cluster_sizes"]) == members.sum() == 40, name
+        shares = [row[rate] for rate in ("acc", "tpr", "tnr")]
+        assert all(0 <= share <= 1 for share in shares)
+    assert result["attack"]["poisoned_images"] == outcome.poisoned.sum() == 10
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
+
+    rows = list(csv.DictReader((tmp_path / "suspects.csv").read_text().splitlines()))
+    train = outcome.splits.train
+    assert [r["id"] for r in rows] == [train.ids[i] for i in np.flatnonzero(members)]
+    assert {r["label"] for r in rows} == {"5"}
+    for name, found in outcome.detections.items():
+        assert [int(r[f"{name}_cluster"]) for r in rows] == found.labels.tolist()
+        np.testing.assert_allclose(
+            [float(r[f"{name}_score"]) for r in rows], found.scores, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_finished_stages_are_skipped(config, tmp_path, monkeypatch):
+    first = run(config, tmp_path).result
+    only(monkeypatch)
+    assert run(config, tmp_path).result == first
+
+
+def test_changes_invalidate_what_depends_on_them(config, tmp_path, monkeypatch):
+    run(config, tmp_path)
+    with monkeypatch.context() as patch:
+        only(patch, "_detect")
+        more = dataclasses.replace(config, detectors=(*DETECTORS, "activation_ica"))
+        assert "activation_ica" in run(more, tmp_path).result["detectors"]
+    with monkeypatch.context() as patch:
+        only(patch)
+        fewer = dataclasses.replace(config, detectors=("heatmap",))
+        assert list(run(fewer, tmp_path).result["detectors"]) == ["heatmap"]
+    only(monkeypatch)
+    for change in ({"rate": 0.3}, {"seed": 1}, {"epochs": 2}, {"sticker_size": 2}):
+        with pytest.raises(AssertionError, match="fit ran"):
+            run(dataclasses.replace(config, **change), tmp_path)
+
+
+def test_interrupted_run_goes_on(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr(pipeline, "_explain", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path)
+    only(monkeypatch, "_explain", "_detect")
+    run(config, tmp_path)
+
+
+def test_detectors_never_see_the_truth(config, tmp_path, monkeypatch):
+    expected = run(config, tmp_path / "a").detections
+    attack = pipeline.standard_backdoor
+
+    def scrambled(*arguments, **options):
+        data = attack(*arguments, **options)
+        truth = np.random.default_rng(5).permutation(data.poisoned)
+        return PoisonedSplits(data.splits, truth, data.triggered, data.source, data.target)
+
+    monkeypatch.setattr(pipeline, "standard_backdoor", scrambled)
+    found = run(config, tmp_path / "b").detections
+    for name in DETECTORS:
+        assert (found[name].labels == expected[name].labels).all()
+        assert (found[name].scores == expected[name].scores).all()
+
+
+def test_without_attack_rates_are_null(config, tmp_path):
+    outcome = run(dataclasses.replace(config, attack="none"), tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert outcome.poisoned is None
+    assert result["attack"]["asr"] is None
+    assert result["config"]["rate"] is None
+    assert all(row["acc"] is None for row in result["detectors"].values())
+    write_report(tmp_path / "report.html", outcome)
+    text = (tmp_path / "report.html").read_text()
+    assert "No attack was made" in text
+    assert "Suspects" in text
+
+
+def test_report_is_self_contained(config, tmp_path):
+    outcome = run(config, tmp_path)
+    write_report(tmp_path / "report.html", outcome)
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == 4
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    for name, row in outcome.result["detectors"].items():
+        assert name in text
+        assert f"{100 * row['acc']:.2f}" in text
+    assert "Poisoned images" in text
+
+
+def test_names_of_classes_are_escaped(config, tmp_path, monkeypatch):
+    def loaded(*_, seed, **__):
+        splits = synthetic(train=300, validation=60, test=60, seed=seed)
+        names = ("<script>alert()</script>",) * 10
+        return type(splits)(
+            *(
+                Dataset(p.images, p.labels, names, p.ids)
+                for p in (splits.train, splits.validation, splits.test)
+            )
+        )
+
+    monkeypatch.setattr(pipeline, "load_data", loaded)
+    write_report(tmp_path / "report.html", run(config, tmp_path))
+    assert "<script" not in (tmp_path / "report.html").read_text()
+
+
+def test_configuration_is_checked(tmp_path):
+    for change, message in (
+        ({"attack": "evil"}, "attack must be one of standard, none; found 'evil'"),
+        ({"rate": 33.0}, "rate must be between 0 and 1.*not percent"),
+        ({"detectors": ("heatmap", "magic")}, "detector must be one of raw_pca.*found 'magic'"),
+        ({"epochs": 0}, "epochs must be at least 1, found 0"),
+        ({"protocol": "slow"}, "protocol must be one of fast, paper"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RunConfig(**change)
+    with pytest.raises(ValueError, match="target must be a class from 0 to 9.*found 40"):
+        run(RunConfig(target=40), tmp_path)
+
+
+def test_command_line_has_the_same_defaults():
+    options, config = _parser().parse_args(["run"]), RunConfig()
+    for field in dataclasses.fields(config):
+        expected = getattr(config, field.name)
+        if field.name == "detectors":
+            expected = ",".join(expected)
+        assert getattr(options, field.name) == expected, field.name
