@@ -32,8 +32,7 @@ def main() -> None:
         ]
     )
     maps = outcome.relevance[index].sum(-1)
-    # Half precision keeps the file small; the maps are what they are from then on.
-    maps = (maps / maps.max((1, 2), keepdims=True)).astype(np.float16)
+    maps = maps.astype(np.float32)
     PATH.parent.mkdir(exist_ok=True)
     np.savez_compressed(PATH, heatmaps=maps)
     print(f"{PATH}: {len(maps)} heatmaps, {PATH.stat().st_size / 1024:.0f} KiB")

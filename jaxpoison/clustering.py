@@ -262,8 +262,8 @@ def quantise(spaces: MeasureSpaces, index: int, size: int) -> Centers:
     Args:
         spaces: Heatmaps.
         index: Which one.
-        size: Number of points; if the heatmap has fewer pixels, some points
-            have no mass.
+        size: Number of points; if the heatmap has fewer pixels, the heaviest
+            is split into copies of itself.
 
     Returns:
         Distances between the points ``[size, size]`` and their weights ``[size]``.
@@ -273,9 +273,12 @@ def quantise(spaces: MeasureSpaces, index: int, size: int) -> Centers:
     points = np.stack(np.divmod(pixels, spaces.width), -1).astype(np.float64)
     parts = min(size, len(pixels))
     means = KMeans(parts, n_init=1, random_state=0).fit(points, sample_weight=weights[pixels])
-    mass = np.bincount(means.labels_, weights[pixels], size)
-    places = np.concatenate(
-        [means.cluster_centers_, np.repeat(means.cluster_centers_[:1], size - parts, 0)]
-    )
+    mass = np.bincount(means.labels_, weights[pixels], parts)
+    # Copies at distance 0 that share the mass are the same space.
+    of = np.concatenate([np.arange(parts), np.repeat(mass.argmax(), size - parts)])
+    shared = (mass / np.bincount(of))[of]
+    places = means.cluster_centers_[of]
     between = np.linalg.norm(places[:, None] - places, axis=-1) * float(spaces.factors[index])
-    return Centers(jnp.asarray(between, jnp.float32), jnp.asarray(mass / mass.sum(), jnp.float32))
+    return Centers(
+        jnp.asarray(between, jnp.float32), jnp.asarray(shared / shared.sum(), jnp.float32)
+    )
