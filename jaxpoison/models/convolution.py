@@ -107,10 +107,15 @@ def _lax_gradients(x: Array, w: Array, g: Array, *, pads: _Pads) -> tuple[Array,
     return vjp(g)
 
 
-# The CPU path. The padded images of a chunk are one matrix [pixels, c]; times the
-# whole kernel, [c, kh * kw * d], that gives what every pixel adds to its
-# neighbours, and the convolution is the sum of the shifted parts. No patches
-# are built, no slice is copied, and chunks keep the products inside the cache.
+# The CPU path. Building all patches of an input is slow, and so is adding up kh * kw
+# shifted outputs: a k x k convolution is split between the two. The rows of a window
+# are stacked into the channels of the input, [pixels, kh * c]; times the kernel,
+# [kh * c, kw * d], that gives what every pixel adds to its neighbours in the row, and
+# the convolution is the sum of kw shifted parts. Small kernels stack nothing and
+# shift both ways. Chunks of images keep the products inside the cache.
+
+# Kernels with fewer rows gain nothing from stacking.
+_STACKED_ROWS = 3
 
 
 def _chunk(n: int, values: int) -> int:
@@ -127,18 +132,34 @@ def _pad(x: Array, pads: _Pads) -> Array:
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
+def _stack_rows(x: Array, rows: int) -> Array:
+    """``[n, h, w, c]`` to ``[n, h - rows + 1, w, rows * c]``: each row beside those below it."""
+    if rows == 1:
+        return x
+    n, h, w, c = x.shape
+    height = h - rows + 1
+    stacked = jnp.stack([x[:, i : i + height] for i in range(rows)], axis=3)
+    return stacked.reshape(n, height, w, rows * c)
+
+
 def _matmul_correlate(x: Array, w: Array, *, pads: _Pads) -> Array:
     n, h, width, c = x.shape
     kh, kw, _, d = w.shape
+    rows = kh if kh >= _STACKED_ROWS else 1
+    shifted_rows = kh // rows
     hp, wp = h + sum(pads[0]), width + sum(pads[1])
     ho, wo = hp - kh + 1, wp - kw + 1
-    kernel = w.transpose(2, 0, 1, 3).reshape(c, kh * kw * d)
-    size = _chunk(n, h * width * max(c, d))
+    # [shifted rows, stacked rows, kw, c, d] -> [stacked rows * c, shifted rows * kw * d]
+    kernel = w.reshape(shifted_rows, rows, kw, c, d).transpose(1, 3, 0, 2, 4)
+    kernel = kernel.reshape(rows * c, shifted_rows * kw * d)
+    size = _chunk(n, h * width * max(c, d) * (1 + (rows > 1)))
 
     def one(chunk: Array) -> Array:
-        parts = _dot(_pad(chunk, pads).reshape(-1, c), kernel).reshape(size, hp, wp, kh, kw, d)
+        stacked = _stack_rows(_pad(chunk, pads), rows)
+        parts = _dot(stacked.reshape(-1, rows * c), kernel)
+        parts = parts.reshape(*stacked.shape[:3], shifted_rows, kw, d)
         y = parts[:, :ho, :wo, 0, 0]
-        for i, j in list(np.ndindex(kh, kw))[1:]:
+        for i, j in list(np.ndindex(shifted_rows, kw))[1:]:
             y += parts[:, i : i + ho, j : j + wo, i, j]
         return y.astype(x.dtype)
 
@@ -159,20 +180,23 @@ def _matmul_gradients(x: Array, w: Array, g: Array, *, pads: _Pads) -> tuple[Arr
 def _matmul_weight_gradient(x: Array, g: Array, kh: int, kw: int, pads: _Pads) -> Array:
     n, h, width, c = x.shape
     _, ho, wo, d = g.shape
-    size = _chunk(n, h * width * max(c, d))
+    rows = kh if kh >= _STACKED_ROWS else 1
+    size = _chunk(n, h * width * max(c, d) * (1 + (rows > 1)))
     # One transposition outside the loop lets every product below contract in
     # the natural order, the only one that CPU kernels run fast. Without the
     # barrier XLA moves it back into the loop.
     g = lax.optimization_barrier(g.reshape(-1, size * ho * wo, d).swapaxes(1, 2))
-    offsets = list(np.ndindex(kh, kw))
+    offsets = list(np.ndindex(kh // rows, kw))
 
     def add(sums: list[Array], chunk: tuple[Array, Array]) -> tuple[list[Array], None]:
-        images, cotangent = _pad(chunk[0], pads), chunk[1]
+        stacked, cotangent = _stack_rows(_pad(chunk[0], pads), rows), chunk[1]
         return [
-            total + _dot(cotangent, images[:, i : i + ho, j : j + wo].reshape(-1, c))
+            total + _dot(cotangent, stacked[:, i : i + ho, j : j + wo].reshape(-1, rows * c))
             for total, (i, j) in zip(sums, offsets, strict=True)
         ], None
 
-    zeros = [jnp.zeros((d, c), jnp.float32)] * len(offsets)
+    zeros = [jnp.zeros((d, rows * c), jnp.float32)] * len(offsets)
     sums, _ = lax.scan(add, zeros, (x.reshape(-1, size, h, width, c), g))
-    return jnp.stack(sums).swapaxes(1, 2).reshape(kh, kw, c, d)
+    # [shifted rows * kw, d, stacked rows, c] -> [kh, kw, c, d]
+    gradient = jnp.stack(sums).reshape(kh // rows, kw, d, rows, c)
+    return gradient.transpose(0, 3, 1, 4, 2).reshape(kh, kw, c, d)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +26,20 @@ class MaxPool(nnx.Module):
         self.window = window
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-        return _max_pool(x, self.window)
+        k = self.window
+        return _max_pool(x[:, : x.shape[1] // k * k, : x.shape[2] // k * k], k)
 
 
-# Reshaping and comparing is as fast as reduce_window forward; its gradient is
-# far cheaper on CPUs than both reduce_window's and that of max().
+# Comparing the window's places one by one is as fast as reduce_window forward; its
+# gradient is far cheaper on CPUs than both reduce_window's and that of max().
+# The winner is remembered as its place, not found again by its value: a compiler
+# that recomputes the input for the backward pass may round it differently, and
+# then no place would equal the maximum.
 
 
 def _windows(x: Array, k: int) -> Array:
     n, h, w, c = x.shape
-    return x[:, : h // k * k, : w // k * k].reshape(n, h // k, k, w // k, k, c)
+    return x.reshape(n, h // k, k, w // k, k, c)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -44,26 +47,24 @@ def _max_pool(x: Array, k: int) -> Array:
     return _windows(x, k).max((2, 4))
 
 
-def _max_pool_forward(x: Array, k: int) -> tuple[Any, tuple[Array, Any]]:
-    y = _max_pool(x, k)
-    return y, (x, y)
-
-
-def _max_pool_backward(k: int, saved: tuple[Array, Array], g: Array) -> tuple[Array]:
-    x, y = saved
+def _max_pool_forward(x: Array, k: int) -> tuple[Array, Array]:
     windows = _windows(x, k)
-    taken = jnp.zeros(y.shape, bool)
-    rows = []
-    for i in range(k):
-        row = []
-        for j in range(k):
-            wins = (windows[:, :, i, :, j] == y) & ~taken
-            taken |= wins
-            row.append(jnp.where(wins, g, 0))
-        rows.append(jnp.stack(row, axis=3))
-    n, h, w, c = x.shape
-    gx = jnp.stack(rows, axis=2).reshape(n, h // k * k, w // k * k, c)
-    return (jnp.pad(gx, ((0, 0), (0, h % k), (0, w % k), (0, 0))),)
+    best = windows[:, :, 0, :, 0]
+    winner = jnp.zeros(best.shape, jnp.int32)
+    for place in range(1, k * k):
+        value = windows[:, :, place // k, :, place % k]
+        winner = jnp.where(value > best, place, winner)
+        best = jnp.maximum(value, best)
+    return best, winner
+
+
+def _max_pool_backward(k: int, winner: Array, g: Array) -> tuple[Array]:
+    rows = [
+        jnp.stack([jnp.where(winner == i * k + j, g, 0) for j in range(k)], axis=3)
+        for i in range(k)
+    ]
+    n, h, w, c = winner.shape
+    return (jnp.stack(rows, axis=2).reshape(n, h * k, w * k, c),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
