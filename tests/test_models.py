@@ -104,6 +104,37 @@ def test_max_pool_gives_ties_to_the_first():
     np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
 
 
+class LibraryPool(nnx.Module):
+    def __call__(self, x):
+        return nnx.max_pool(x, (2, 2), (2, 2))
+
+
+def test_compiled_gradient_of_the_network_is_that_of_library_layers(noise):
+    """Compiled as a whole: a compiler may recompute what a backward pass compares."""
+
+    def flat_gradient(model):
+        model.set_attributes(nnx.Dropout, deterministic=True)
+        graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
+
+        @jax.jit
+        @jax.grad
+        def gradient(parameters):
+            logits = nnx.merge(graphdef, parameters, rest, copy=True)(images)
+            return -jnp.take_along_axis(nnx.log_softmax(logits), labels[:, None], 1).mean()
+
+        return np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradient(parameters))])
+
+    images, labels = jnp.asarray(noise.images) / 255.0, jnp.asarray(noise.labels)
+    ours = CompactInception(4, rngs=nnx.Rngs(0))
+    library = CompactInception(4, rngs=nnx.Rngs(0))
+    library.set_attributes(nnx.Conv, conv_general_dilated=lax.conv_general_dilated)
+    for k in range(1, 5):
+        setattr(library, f"pool{k}", LibraryPool())
+    found, expected = flat_gradient(ours), flat_gradient(library)
+    # Near a tie, rounding may choose another winner; that moves a few values a little.
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+
+
 def test_average_pool_counts_padded_zeros():
     y = AvgPool(3)(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
     np.testing.assert_allclose(y[0], [4 / 9, 6 / 9, 6 / 9, 4 / 9], rtol=1e-6)
