@@ -2,6 +2,16 @@
 
 from jaxpoison.attacks.backdoor import PoisonedSplits, standard_backdoor
 from jaxpoison.attacks.triggers import Sticker
+from jaxpoison.attributions import (
+    LRP,
+    Attribution,
+    Explanation,
+    Gradient,
+    InputTimesGradient,
+    IntegratedGradients,
+    SmoothGrad,
+    explain,
+)
 from jaxpoison.augment import Augmentation
 from jaxpoison.clustering import GWClusters, gw_kmeans
 from jaxpoison.datasets.dataset import Dataset, Splits
@@ -14,17 +24,20 @@ from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.raw import RawClustering
 from jaxpoison.gw.barycenters import barycenters
 from jaxpoison.gw.distances import Centers, EntropicGW, distances_to_centers
-from jaxpoison.lrp.explain import Explanation, explain, relevance_function
+from jaxpoison.lrp.balance import LayerBalance, conservation, layer_relevance
+from jaxpoison.lrp.propagation import relevance_function
 from jaxpoison.metrics import DetectionRates, accuracy, attack_success_rate, detection_rates
 from jaxpoison.models.checkpoint import load_model, save_model
 from jaxpoison.models.inception import CompactInception
 from jaxpoison.models.inference import layer_outputs, predict
-from jaxpoison.pipeline import RunConfig, RunOutcome, run
+from jaxpoison.models.resnet import ResNet18
+from jaxpoison.pipeline import RunConfig, RunOutcome, explain_all, run
 from jaxpoison.spaces import MeasureSpaces, measure_spaces
 from jaxpoison.training import History, TrainConfig, fit, protocol
 
 __all__ = [
     "ActivationClustering",
+    "Attribution",
     "Augmentation",
     "Centers",
     "CompactInception",
@@ -34,25 +47,35 @@ __all__ = [
     "EntropicGW",
     "Explanation",
     "GWClusters",
+    "Gradient",
     "HeatmapClustering",
     "History",
+    "InputTimesGradient",
+    "IntegratedGradients",
+    "LRP",
+    "LayerBalance",
     "MeasureSpaces",
     "PoisonedSplits",
     "RawClustering",
+    "ResNet18",
     "RunConfig",
     "RunOutcome",
+    "SmoothGrad",
     "Splits",
     "Sticker",
     "TrainConfig",
     "accuracy",
     "attack_success_rate",
     "barycenters",
+    "conservation",
     "detection_rates",
     "distances_to_centers",
     "explain",
+    "explain_all",
     "fit",
     "gw_kmeans",
     "layer_outputs",
+    "layer_relevance",
     "load_data",
     "load_folder",
     "load_model",

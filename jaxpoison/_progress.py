@@ -30,6 +30,10 @@ class _Speed(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s")
 
 
+def _text(template: str) -> TextColumn:
+    return TextColumn(template, table_column=Column(no_wrap=True))
+
+
 class Bar:
     """A bar on standard error; where that is no terminal, one line when it ends.
 
@@ -42,11 +46,13 @@ class Bar:
 
     def __init__(self, name: str, total: int, *, unit: str, show: bool) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            _text("{task.description}"),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}", table_column=Column(no_wrap=True)),
+            TextColumn(
+                "{task.completed:,.0f}/{task.total:,.0f}", table_column=Column(no_wrap=True)
+            ),
             _Speed(unit),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            _text("{task.fields[note]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

@@ -24,11 +24,18 @@ class poisoned, all detectors, a few minutes on two CPU cores.
 A run that was interrupted goes on where it stopped when the same command is
 given again; changed options redo only what depends on them.
 """
+_EXPLAIN_DESCRIPTION = """\
+Explains every training image towards its label and writes relevance.npy
+(float32, images x height x width, summed over channels) and relevance.csv
+(ids and labels in the same order) into the work directory. Takes the options
+of run; a network that run trained there with the same options is used.
+"""
 _EXAMPLES = """\
 examples:
   jaxpoison run
   jaxpoison run --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison run --data photos.zip --attack none --target 3 --detectors heatmap
+  jaxpoison explain --data gtsrb --rate 0.33 --workdir runs/p33
 
 The work directory gets config.json, result.json, suspects.csv and report.html.
 """
@@ -42,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _use_huge_pages()
     # Imported after the process-wide settings, which JAX reads when it starts.
-    from jaxpoison.pipeline import RunConfig, run
+    from jaxpoison.pipeline import RunConfig, explain_all, run
     from jaxpoison.report.html import write_report
 
     try:
@@ -58,9 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             protocol=options.protocol,
             epochs=options.epochs,
             seed=options.seed,
+            attribution=options.attribution,
             detectors=tuple(options.detectors.split(",")),
         )
         started = time.perf_counter()
+        if options.command == "explain":
+            output = explain_all(config, options.workdir, progress=not options.quiet)
+            print(f"relevance of all training images: {output}")  # noqa: T201
+            return 0
         outcome = run(config, options.workdir, progress=not options.quiet)
         write_report(options.workdir / "report.html", outcome)
     except KeyboardInterrupt:
@@ -79,15 +91,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxpoison", description="Finds backdoor poisoning in image training sets."
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
-    run = commands.add_parser(
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
+    options = argparse.ArgumentParser(add_help=False)
+    _add_options(options)
+    commands.add_parser(
         "run",
         help="poison, train, explain, detect, report",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
+        parents=[options],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = run.add_argument
+    commands.add_parser(
+        "explain",
+        help="relevance of every training image, in one file",
+        description=_EXPLAIN_DESCRIPTION,
+        parents=[options],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--data",
         default="synthetic",
@@ -119,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="resize the images of a folder or zip; the Inception takes 32",
     )
-    add("--model", default="inception", help="inception [inception]")
+    add("--model", default="inception", help="inception or resnet18 [inception]")
     add(
         "--protocol",
         default="fast",
@@ -127,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--epochs", type=int, help="overrides the protocol's number of epochs")
     add("--seed", type=int, default=0, help="seed of everything random [0]")
+    add(
+        "--attribution",
+        default="lrp",
+        help="what makes the heatmaps: lrp, gradient, input_x_gradient, integrated_gradients "
+        "or smooth_grad [lrp]",
+    )
     add(
         "--detectors",
         default="raw_pca,raw_ica,activation_pca,activation_ica,heatmap",
@@ -141,7 +173,6 @@ def _parser() -> argparse.ArgumentParser:
         help="where results and finished stages are kept [jaxpoison-run]",
     )
     add("--quiet", action="store_true", help="no progress bars")
-    return parser
 
 
 def _use_huge_pages() -> None:

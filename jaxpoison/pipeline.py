@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
 from jaxpoison._checks import check_choice, check_class, check_fraction, check_integer
-from jaxpoison._files import write_json, write_text
+from jaxpoison._files import replace_file, write_json, write_text
+from jaxpoison._progress import Bar
 from jaxpoison.attacks.backdoor import PoisonedSplits, standard_backdoor
 from jaxpoison.attacks.triggers import Sticker
+from jaxpoison.attributions import ATTRIBUTIONS, explain
 from jaxpoison.datasets.dataset import Splits
 from jaxpoison.datasets.loading import load_data
 from jaxpoison.detectors.activation import ActivationClustering
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.raw import RawClustering
-from jaxpoison.lrp.explain import explain
-from jaxpoison.metrics import accuracy, attack_success_rate, detection_rates
+from jaxpoison.lrp.balance import conservation
+from jaxpoison.metrics import accuracy, attack_success_rate
 from jaxpoison.models.checkpoint import load_model, save_model
 from jaxpoison.models.inception import CompactInception
 from jaxpoison.models.inference import layer_outputs, parameter_count, predict
+from jaxpoison.models.resnet import ResNet18
+from jaxpoison.results import config_record, result_record, suspects_table
 from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
 from jaxpoison.training import PROTOCOLS, TrainConfig, fit, protocol
 
 ATTACKS = ("standard", "none")
-MODELS: dict[str, Callable[..., nnx.Module]] = {"inception": CompactInception}
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "inception": CompactInception,
+    "resnet18": ResNet18,
+}
 DETECTORS = ("raw_pca", "raw_ica", "activation_pca", "activation_ica", "heatmap")
-_REPORTED_PACKAGES = ("jaxpoison", "jax", "flax", "optax", "ott-jax", "numpy", "scikit-learn")
+_BALANCED_IMAGES = 64
+# Images per stage of explain_all.
+_PART = 2048
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class RunConfig:
         protocol: How to train, by name.
         epochs: Overrides the protocol's number of epochs.
         seed: Seed of the attack, the training and the detectors.
+        attribution: Name of the method that makes the heatmaps.
         detectors: Names of the detectors to run.
     """
 
@@ -71,6 +76,7 @@ class RunConfig:
     protocol: str = "fast"
     epochs: int | None = None
     seed: int = 0
+    attribution: str = "lrp"
     detectors: tuple[str, ...] = DETECTORS
 
     def __post_init__(self) -> None:
@@ -80,6 +86,7 @@ class RunConfig:
         check_choice("model", self.model, MODELS)
         check_choice("protocol", self.protocol, PROTOCOLS)
         check_integer("seed", self.seed, at_least=0)
+        check_choice("attribution", self.attribution, ATTRIBUTIONS)
         if self.image_size is not None:
             check_integer("image size", self.image_size, at_least=1)
         if self.epochs is not None:
@@ -138,14 +145,8 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
         FileNotFoundError: There are no data at the given path.
     """
     work = WorkDirectory(workdir)
-    clean = load_data(
-        config.data, image_size=config.image_size, seed=config.seed, progress=progress
-    )
-    check_class("target", config.target, clean.train.num_classes)
-    data = _attack(config, clean)
-    splits = data.splits if isinstance(data, PoisonedSplits) else data
-    settings = protocol(config.protocol, len(splits.train), epochs=config.epochs, seed=config.seed)
-    write_json(workdir / "config.json", {"schema": SCHEMA, **_config_record(config, settings)})
+    data, splits, settings = _prepare(config, progress)
+    write_json(workdir / "config.json", {"schema": SCHEMA, **config_record(config, settings)})
 
     model, trained = _train(config, settings, splits, work, progress)
     evaluated = work.stage(
@@ -154,7 +155,7 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
     suspected = np.flatnonzero(splits.train.labels == config.target)
     explained = work.stage(
         "explain",
-        hash_of(train=trained.key, target=config.target),
+        hash_of(train=trained.key, target=config.target, attribution=config.attribution),
         lambda: _explain(config, model, splits, suspected, progress),
     )
     detected = {
@@ -168,7 +169,7 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
     detections = {name: _detection_of(stage) for name, stage in detected.items()}
     stages = {"train": trained, "evaluate": evaluated, "explain": explained, **detected}
     outcome = RunOutcome(
-        _result(config, settings, data, suspected, stages, detections),
+        result_record(config, settings, data, suspected, stages, detections),
         data,
         suspected,
         explained.arrays["relevance"],
@@ -176,8 +177,71 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
         trained.values["epochs"],
     )
     write_json(workdir / "result.json", outcome.result)
-    write_text(workdir / "suspects.csv", _suspects(outcome))
+    write_text(workdir / "suspects.csv", suspects_table(outcome))
     return outcome
+
+
+def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> Path:
+    """Explains every training image towards its label; trains first where that is not done.
+
+    Works part by part with bounded memory; what is finished is not done again.
+    Leaves ``relevance.npy``, float32 ``[n, h, w]``, summed over channels, and
+    ``relevance.csv``, the images' ids and labels in the same order.
+
+    Args:
+        config: What to run; its detectors are not used.
+        workdir: Where results and stages are kept; that of a run serves.
+        progress: Show progress bars.
+
+    Returns:
+        The path of ``relevance.npy``.
+
+    Raises:
+        ValueError: The configuration does not fit the data.
+        FileNotFoundError: There are no data at the given path.
+    """
+    work = WorkDirectory(workdir)
+    _, splits, settings = _prepare(config, progress)
+    model, trained = _train(config, settings, splits, work, progress)
+    train, method = splits.train, ATTRIBUTIONS[config.attribution]()
+
+    def part(start: int) -> np.ndarray:
+        def make() -> Made:
+            images = train.images[start : start + _PART]
+            found = explain(model, images, train.labels[start : start + _PART], method=method)
+            return Made({}, {"heatmaps": found.relevance.sum(-1)})
+
+        key = hash_of(train=trained.key, attribution=config.attribution, start=start)
+        return work.stage(f"explain-all-{start // _PART:04d}", key, make).arrays["heatmaps"]
+
+    output = workdir / "relevance.npy"
+    with (
+        replace_file(output) as file,
+        Bar("explaining", len(train), unit="images", show=progress) as bar,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": train.images.shape[:3]}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(train), _PART):
+            heatmaps = part(start)
+            file.write(np.ascontiguousarray(heatmaps, "<f4").tobytes())
+            bar.advance(len(heatmaps))
+    rows = (f"{name},{label}" for name, label in zip(train.ids, train.labels, strict=True))
+    write_text(workdir / "relevance.csv", "\n".join(("id,label", *rows)) + "\n")
+    return output
+
+
+def _prepare(
+    config: RunConfig, progress: bool
+) -> tuple[PoisonedSplits | Splits, Splits, TrainConfig]:
+    """The data with the truth about them, the data alone, and how to train on them."""
+    clean = load_data(
+        config.data, image_size=config.image_size, seed=config.seed, progress=progress
+    )
+    check_class("target", config.target, clean.train.num_classes)
+    data = _attack(config, clean)
+    splits = data.splits if isinstance(data, PoisonedSplits) else data
+    settings = protocol(config.protocol, len(splits.train), epochs=config.epochs, seed=config.seed)
+    return data, splits, settings
 
 
 def _attack(config: RunConfig, clean: Splits) -> PoisonedSplits | Splits:
@@ -253,10 +317,13 @@ def _explain(
     progress: bool,
 ) -> Made:
     images = splits.train.images[suspected]
+    classes = np.full(len(images), config.target)
+    is_lrp = config.attribution == "lrp"
     found = explain(
         model,
         images,
-        np.full(len(images), config.target),
+        classes,
+        method=ATTRIBUTIONS[config.attribution](),
         progress="explaining" if progress else None,
     )
     activations = layer_outputs(
@@ -269,10 +336,32 @@ def _explain(
         {
             "images": len(images),
             "negative_logits": int(found.negative.sum()),
-            "largest_absorbed_share": float((found.absorbed / found.start).max()),
+            "largest_absorbed_share": (
+                float((found.absorbed / found.start).max()) if is_lrp else None
+            ),
+            "conservation": _balance(model, images, classes) if is_lrp else None,
         },
         {"relevance": found.relevance, "activations": activations},
     )
+
+
+def _balance(
+    model: nnx.Module, images: np.ndarray, classes: np.ndarray
+) -> list[dict[str, str | float]]:
+    """What every layer did with relevance, over a sample of the images."""
+    sample = np.linspace(0, len(images) - 1, min(len(images), _BALANCED_IMAGES)).astype(int)
+    return [
+        {
+            "layer": row.layer.path,
+            "kind": row.layer.kind,
+            "rule": type(row.layer.rule).__name__,
+            "given": row.given,
+            "handed": row.handed,
+            "bias": row.bias,
+            "stabilizer": row.stabilizer,
+        }
+        for row in conservation(model, images[sample], classes[sample])
+    ]
 
 
 def _detect(
@@ -309,87 +398,3 @@ def _detection_of(stage: Artefact) -> Detection:
         converged=stage.values["converged"],
         notes=stage.values["notes"],
     )
-
-
-def _config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
-    attacked = config.attack != "none"
-    return {
-        "data": Path(config.data).name,
-        "attack": config.attack,
-        "rate": config.rate if attacked else None,
-        "sticker_size": config.sticker_size if attacked else None,
-        "trigger": "sticker" if attacked else None,
-        "amplitude": None,
-        "source": config.source if attacked else None,
-        "target": config.target,
-        "image_size": config.image_size,
-        "model": config.model,
-        "protocol": config.protocol,
-        "epochs": settings.epochs,
-        "batch_size": settings.batch_size,
-        "seed": config.seed,
-        "detectors": list(config.detectors),
-    }
-
-
-def _result(
-    config: RunConfig,
-    settings: TrainConfig,
-    data: PoisonedSplits | Splits,
-    suspected: np.ndarray,
-    stages: dict[str, Artefact],
-    detections: dict[str, Detection],
-) -> dict[str, Any]:
-    poisoned = data.poisoned[suspected] if isinstance(data, PoisonedSplits) else None
-    evaluated, explained = stages["evaluate"].values, stages["explain"].values
-    return {
-        "schema": SCHEMA,
-        "config": _config_record(config, settings),
-        "model": {
-            "test_accuracy": evaluated["test_accuracy"],
-            "parameters": evaluated["parameters"],
-        },
-        "attack": {
-            "asr": evaluated["asr"],
-            "masr": None,
-            "per_class_asr": None,
-            "poisoned_images": None if poisoned is None else int(poisoned.sum()),
-        },
-        "suspected_class": {
-            "images": explained["images"],
-            "negative_logits": explained["negative_logits"],
-            "largest_absorbed_share": explained["largest_absorbed_share"],
-        },
-        "detectors": {
-            name: {
-                **dataclasses.asdict(detection_rates(found.suspects, poisoned)),
-                "cluster_sizes": list(found.cluster_sizes),
-                "seconds": found.seconds,
-                "converged": found.converged,
-                **({"notes": found.notes} if found.notes else {}),
-            }
-            for name, found in detections.items()
-        },
-        "seconds": {name: stage.seconds for name, stage in stages.items()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in _REPORTED_PACKAGES},
-            "platform": jax.default_backend(),
-        },
-    }
-
-
-def _suspects(outcome: RunOutcome) -> str:
-    train = outcome.splits.train
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    names = list(outcome.detections)
-    table.writerow(
-        ["id", "label", *(f"{n}_{what}" for n in names for what in ("cluster", "score"))]
-    )
-    for row, index in enumerate(outcome.suspected):
-        cells: list[Any] = []
-        for found in outcome.detections.values():
-            cells += [int(found.labels[row]), f"{found.scores[row]:.6g}"]
-        table.writerow([train.ids[index], int(train.labels[index]), *cells])
-    return text.getvalue()

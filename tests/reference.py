@@ -19,6 +19,69 @@ def dense_matrix(layer, shape):
     return (np.asarray(layer(basis), float) - zero).reshape(size, -1)
 
 
+def dense_layer(layer, shape):
+    """Matrix ``[j, k]`` and bias ``[k]`` of an affine map."""
+    bias = np.asarray(layer(np.zeros((1, *shape), np.float32)), float).ravel()
+    return dense_matrix(layer, shape), bias
+
+
+def _shares(contributions, bias, relevance, epsilon):
+    """Relevance of the inputs and of the bias, by share."""
+    z = contributions.sum(0) + bias
+    quotient = relevance / (z + np.where(z < 0, -epsilon, epsilon))
+    return contributions @ quotient, float(bias @ quotient)
+
+
+def _epsilon(rule, w, b, x, r):
+    c, b = (x[:, None] * w) ** rule.exponent, b**rule.exponent * rule.bias
+    return _shares(c, b, r, rule.epsilon)
+
+
+def _z_plus(rule, w, b, x, r):
+    c, b = x[:, None] * w, b * rule.bias
+    return _shares(np.maximum(c, 0), np.maximum(b, 0), r, rule.epsilon)
+
+
+def _alpha_beta(rule, w, b, x, r):
+    c, b = x[:, None] * w, b * rule.bias
+    plus = _shares(np.maximum(c, 0), np.maximum(b, 0), r, rule.epsilon)
+    minus = _shares(np.minimum(c, 0), np.minimum(b, 0), r, rule.epsilon)
+    return tuple(rule.alpha * p - rule.beta * m for p, m in zip(plus, minus, strict=True))
+
+
+def _gamma(rule, w, b, x, r):
+    c, kept = x[:, None] * w, b * rule.bias
+    z = c.sum(0) + b
+    g, e = rule.gamma, rule.epsilon
+    plus = _shares(c + g * np.maximum(c, 0), kept + g * np.maximum(kept, 0), r * (z > 0), e)
+    minus = _shares(c + g * np.minimum(c, 0), kept + g * np.minimum(kept, 0), r * (z < 0), e)
+    return tuple(p + m for p, m in zip(plus, minus, strict=True))
+
+
+def _z_box(rule, w, b, x, r):
+    c = x[:, None] * w - rule.low * np.maximum(w, 0) - rule.high * np.minimum(w, 0)
+    return _shares(c, 0 * b, r, rule.epsilon)
+
+
+def _w_square(rule, w, b, x, r):
+    return _shares(w**2, b**2 * rule.bias, r, rule.epsilon)
+
+
+def _flat(rule, w, b, x, r):
+    return _shares((w != 0).astype(float), 0 * b, r, rule.epsilon)
+
+
+RULES = {
+    "Epsilon": _epsilon,
+    "ZPlus": _z_plus,
+    "AlphaBeta": _alpha_beta,
+    "Gamma": _gamma,
+    "ZBox": _z_box,
+    "WSquare": _w_square,
+    "Flat": _flat,
+}
+
+
 def space(heatmap, mass=0.99):
     """Pixels and weights of one heatmap, and distances over their maximum."""
     h = np.asarray(heatmap, float)

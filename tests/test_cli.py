@@ -40,7 +40,7 @@ def test_help_names_every_option():
         text=True,
         check=True,
     )
-    for option in ("data", "attack", "rate", "sticker-size", "source", "target", "model",
-                   "protocol", "epochs", "seed", "detectors", "workdir"):  # fmt: skip
+    options = "data attack rate sticker-size source target model protocol epochs seed workdir"
+    for option in (*options.split(), "attribution", "detectors"):
         assert f"--{option}" in done.stdout
     assert "examples:" in done.stdout

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxpoison import Dataset, PoisonedSplits, RunConfig, pipeline, run, synthetic
 from jaxpoison.cli import _parser
 from jaxpoison.models.layers import MaxPool
+from jaxpoison.pipeline import explain_all
 from jaxpoison.report.html import write_report
 
 DETECTORS = ("raw_pca", "activation_pca", "heatmap")
@@ -71,6 +72,13 @@ SCHEMA = {
         "protocol": str,
         "epochs": int,
         "seed": int,
+        "attribution": str,
+    },
+    "suspected_class": {
+        "images": int,
+        "negative_logits": int,
+        "largest_absorbed_share": float,
+        "conservation": list,
     },
     "model": {"test_accuracy": float, "parameters": int},
     "attack": {"asr": float, "masr": type(None), "per_class_asr": type(None)},
@@ -102,6 +110,10 @@ def test_results_have_the_documented_form(config, tmp_path):
         assert sum(row["cluster_sizes"]) == members.sum() == 40, name
         shares = [row[rate] for rate in ("acc", "tpr", "tnr")]
         assert all(0 <= share <= 1 for share in shares)
+    layers = result["suspected_class"]["conservation"]
+    assert [row["layer"] for row in layers] == ["conv", "pool", "hidden", "out"]
+    assert layers[-1]["rule"] == "Epsilon"
+    assert layers[-1]["given"] == pytest.approx(1, rel=1e-4)
     assert result["attack"]["poisoned_images"] == outcome.poisoned.sum() == 10
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
 
@@ -180,6 +192,37 @@ def test_without_attack_rates_are_null(config, tmp_path):
     assert "Suspects" in text
 
 
+def test_other_attributions_need_no_new_training(config, tmp_path, monkeypatch):
+    lrp = run(config, tmp_path)
+    only(monkeypatch, "_explain", "_detect")
+    gradient = run(dataclasses.replace(config, attribution="gradient"), tmp_path)
+    assert gradient.result["suspected_class"]["conservation"] is None
+    assert gradient.result["config"]["attribution"] == "gradient"
+    assert not np.allclose(lrp.relevance, gradient.relevance)
+    write_report(tmp_path / "report.html", gradient)
+    assert "by gradient" in (tmp_path / "report.html").read_text()
+
+
+def test_every_training_image_is_explained_part_by_part(config, tmp_path, monkeypatch):
+    outcome = run(config, tmp_path)
+    monkeypatch.setattr(pipeline, "_PART", 100)
+    only(monkeypatch)
+    heatmaps = np.load(explain_all(config, tmp_path), mmap_mode="r")
+    train = outcome.splits.train
+    assert heatmaps.shape == (len(train), 32, 32)
+    np.testing.assert_allclose(
+        heatmaps[outcome.suspected],
+        outcome.relevance.sum(-1),
+        rtol=1e-4,
+        atol=1e-6 * outcome.relevance.max(),
+    )
+    rows = list(csv.DictReader((tmp_path / "relevance.csv").read_text().splitlines()))
+    assert [r["id"] for r in rows] == list(train.ids)
+    assert [int(r["label"]) for r in rows] == train.labels.tolist()
+    monkeypatch.setattr(pipeline, "explain", None)  # finished parts are read
+    np.testing.assert_array_equal(np.load(explain_all(config, tmp_path)), heatmaps)
+
+
 def test_report_is_self_contained(config, tmp_path):
     outcome = run(config, tmp_path)
     write_report(tmp_path / "report.html", outcome)
@@ -190,6 +233,8 @@ def test_report_is_self_contained(config, tmp_path):
         assert name in text
         assert f"{100 * row['acc']:.2f}" in text
     assert "Poisoned images" in text
+    for row in outcome.result["suspected_class"]["conservation"]:
+        assert row["layer"] in text
 
 
 def test_names_of_classes_are_escaped(config, tmp_path, monkeypatch):
@@ -214,6 +259,8 @@ def test_configuration_is_checked(tmp_path):
         ({"rate": 33.0}, "rate must be between 0 and 1.*not percent"),
         ({"detectors": ("heatmap", "magic")}, "detector must be one of raw_pca.*found 'magic'"),
         ({"epochs": 0}, "epochs must be at least 1, found 0"),
+        ({"model": "vgg"}, "model must be one of inception, resnet18; found 'vgg'"),
+        ({"attribution": "magic"}, "attribution must be one of lrp, gradient.*found 'magic'"),
         ({"protocol": "slow"}, "protocol must be one of fast, paper"),
     ):
         with pytest.raises(ValueError, match=message):

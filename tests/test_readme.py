@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from pathlib import Path
@@ -6,22 +7,26 @@ import numpy as np
 from flax import nnx
 
 from jaxpoison import synthetic
-from jaxpoison.models.layers import MaxPool
+from jaxpoison.models.layers import ConvBlock, MaxPool
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 class MyNetwork(nnx.Module):
+    """Four convolutions, one hidden layer; two convolutions are too shallow for the method."""
+
     def __init__(self, rngs):
-        self.conv1 = nnx.Conv(3, 16, (5, 5), rngs=rngs)
-        self.pool = MaxPool(4)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), rngs=rngs)
-        self.hidden = nnx.Linear(32 * 4 * 4, 32, rngs=rngs)
-        self.out = nnx.Linear(32, 4, rngs=rngs)
+        widths = (3, 32, 32, 64, 64)
+        self.convs = nnx.List(
+            [ConvBlock(c, d, 3, rngs=rngs) for c, d in itertools.pairwise(widths)]
+        )
+        self.pools = nnx.List([MaxPool(2) for _ in self.convs])
+        self.hidden = nnx.Linear(64 * 2 * 2, 64, rngs=rngs)
+        self.out = nnx.Linear(64, 4, rngs=rngs)
 
     def __call__(self, x):
-        x = self.pool(nnx.relu(self.conv1(x)))
-        x = nnx.max_pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
+        for conv, pool in zip(self.convs, self.pools, strict=True):
+            x = pool(conv(x))
         return self.out(nnx.relu(self.hidden(x.reshape(len(x), -1))))
 
 

@@ -1,28 +1,73 @@
-"""Tables from layer types to rules."""
+"""Tables from layers to rules, under their names in the literature."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import chain
 
 from flax import nnx
 
-from jaxpoison.lrp.rules import Epsilon, Pass, Route, Rule
-from jaxpoison.models.layers import AvgPool, Concatenate, MaxPool
+from jaxpoison.lrp.canonizers import Canonizer
+from jaxpoison.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, Route, ZBox, ZPlus
+from jaxpoison.lrp.shares import Rule
+from jaxpoison.models.layers import Activation, AvgPool, Concatenate, GlobalAvgPool, MaxPool, Sum
+from jaxpoison.models.surgery import Path
+
+Row = tuple[type[nnx.Module], Rule]
 
 
 @dataclass(frozen=True)
 class Composite:
     """Which rule serves which layers.
 
+    A layer's rule is the first that fits: by path, then, for the first layers,
+    by ``first``, then by type.
+
     Attributes:
-        rules: Pairs of layer type and rule; the first that fits a layer counts.
+        rules: Pairs of layer type and rule.
+        first: Pairs of layer type and rule for the first layers: of those
+            whose type stands here, every one that the image reaches without
+            passing another. A network with branches has several.
+        paths: Pairs of a pattern of paths, as in ``"blocks.0.*"``, and rule.
+        canonizers: Applied to the model, in order, before the rules.
     """
 
-    rules: tuple[tuple[type[nnx.Module], Rule], ...]
+    rules: tuple[Row, ...]
+    first: tuple[Row, ...] = ()
+    paths: tuple[tuple[str, Rule], ...] = ()
+    canonizers: tuple[Canonizer, ...] = ()
 
-    def rule(self, layer: nnx.Module) -> Rule | None:
+    def rule(self, path: Path, layer: nnx.Module, *, is_first: bool = False) -> Rule | None:
         """The rule of a layer; ``None`` for one that has none."""
-        return next((rule for kind, rule in self.rules if isinstance(layer, kind)), None)
+        name = ".".join(map(str, path))
+        named = (rule for pattern, rule in self.paths if fnmatchcase(name, pattern))
+        typed = (*self.first, *self.rules) if is_first else self.rules
+        return next(chain(named, (rule for kind, rule in typed if isinstance(layer, kind))), None)
+
+    def with_rules(self, *rules: Row) -> Composite:
+        """The same composite with rules that come before its own: to register new layers."""
+        return dataclasses.replace(self, rules=(*rules, *self.rules))
+
+
+def _common(epsilon: float) -> tuple[Row, ...]:
+    """The layers that all composites treat alike."""
+    share = Epsilon(1, epsilon)
+    return (
+        (Activation, Pass()),
+        (nnx.BatchNorm, Pass()),
+        (nnx.LayerNorm, Pass()),
+        (nnx.RMSNorm, Pass()),
+        (nnx.GroupNorm, Pass()),
+        (nnx.Dropout, Pass()),
+        (MaxPool, Route()),
+        (Concatenate, Route()),
+        (AvgPool, share),
+        (GlobalAvgPool, share),
+        (Sum, share),
+    )
 
 
 def paper(exponent: int = 2, epsilon: float = 1e-6) -> Composite:
@@ -37,14 +82,78 @@ def paper(exponent: int = 2, epsilon: float = 1e-6) -> Composite:
             epsilon rule without bias.
         epsilon: Stabiliser.
     """
-    return Composite(
-        (
-            (nnx.Linear, Epsilon(exponent, epsilon)),
-            (nnx.Conv, Epsilon(exponent, epsilon)),
-            (nnx.BatchNorm, Pass()),
-            (nnx.Dropout, Pass()),
-            (MaxPool, Route()),
-            (AvgPool, Epsilon(1, epsilon)),
-            (Concatenate, Route()),
-        )
-    )
+    rule = Epsilon(exponent, epsilon, bias=False)
+    return Composite(((nnx.Linear, rule), (nnx.Conv, rule), *_common(epsilon)))
+
+
+def epsilon_plus(*, epsilon: float = 1e-6, canonizers: tuple[Canonizer, ...] = ()) -> Composite:
+    """z+ for convolutions, epsilon for dense layers.
+
+    Args:
+        epsilon: Stabiliser of the dense layers' rule.
+        canonizers: Applied to the model before the rules.
+    """
+    return _dense_and_convolution(epsilon, ZPlus(), canonizers)
+
+
+def epsilon_plus_flat(
+    *, epsilon: float = 1e-6, canonizers: tuple[Canonizer, ...] = ()
+) -> Composite:
+    """As :func:`epsilon_plus`, with the flat rule for the first layers."""
+    return _flat(epsilon_plus(epsilon=epsilon, canonizers=canonizers))
+
+
+def epsilon_alpha2_beta1(
+    *, epsilon: float = 1e-6, canonizers: tuple[Canonizer, ...] = ()
+) -> Composite:
+    """Alpha 2, beta 1 for convolutions, epsilon for dense layers."""
+    return _dense_and_convolution(epsilon, AlphaBeta(2.0, 1.0), canonizers)
+
+
+def epsilon_alpha2_beta1_flat(
+    *, epsilon: float = 1e-6, canonizers: tuple[Canonizer, ...] = ()
+) -> Composite:
+    """As :func:`epsilon_alpha2_beta1`, with the flat rule for the first layers."""
+    return _flat(epsilon_alpha2_beta1(epsilon=epsilon, canonizers=canonizers))
+
+
+def epsilon_gamma_box(
+    *,
+    low: float | tuple[float, ...] = 0.0,
+    high: float | tuple[float, ...] = 1.0,
+    gamma: float = 0.25,
+    epsilon: float = 1e-6,
+    canonizers: tuple[Canonizer, ...] = (),
+) -> Composite:
+    """Gamma for convolutions, z-B for the first ones, epsilon for dense layers.
+
+    Args:
+        low: Smallest value of the model's input; one, or one per channel.
+        high: Largest value.
+        gamma: How much more contributions of the output's sign weigh.
+        epsilon: Stabiliser of the dense layers' rule.
+        canonizers: Applied to the model before the rules.
+    """
+    table = _dense_and_convolution(epsilon, Gamma(gamma), canonizers)
+    return dataclasses.replace(table, first=((nnx.Conv, ZBox(low, high)),))
+
+
+def _dense_and_convolution(
+    epsilon: float, convolution: Rule, canonizers: tuple[Canonizer, ...]
+) -> Composite:
+    rows: tuple[Row, ...] = ((nnx.Linear, Epsilon(1, epsilon)), (nnx.Conv, convolution))
+    return Composite((*rows, *_common(1e-6)), canonizers=canonizers)
+
+
+def _flat(table: Composite) -> Composite:
+    return dataclasses.replace(table, first=((nnx.Linear, Flat()), (nnx.Conv, Flat())))
+
+
+COMPOSITES: dict[str, Callable[[], Composite]] = {
+    "Paper": paper,
+    "EpsilonPlus": epsilon_plus,
+    "EpsilonPlusFlat": epsilon_plus_flat,
+    "EpsilonAlpha2Beta1": epsilon_alpha2_beta1,
+    "EpsilonAlpha2Beta1Flat": epsilon_alpha2_beta1_flat,
+    "EpsilonGammaBox": epsilon_gamma_box,
+}

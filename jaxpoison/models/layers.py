@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,41 @@ class Concatenate(nnx.Module):
 
     def __call__(self, *xs: Float[Array, "n h w _"]) -> Float[Array, "n h w c"]:
         return jnp.concatenate(xs, axis=-1)
+
+
+class Sum(nnx.Module):
+    """Sum of several inputs of one shape, as at the end of a residual block."""
+
+    def __call__(self, *xs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return functools.reduce(jnp.add, xs)
+
+
+class GlobalAvgPool(nnx.Module):
+    """Average over all pixels."""
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+        return x.mean((1, 2))
+
+
+class Activation(nnx.Module):
+    """An elementwise function as a module, so that a rule can name it.
+
+    Args:
+        function: Such as ``nnx.gelu``.
+    """
+
+    def __init__(self, function: Callable[[Array], Array]) -> None:
+        self.function = function
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return self.function(x)
+
+
+class Identity(nnx.Module):
+    """Its input; takes the place of a layer that was folded into another."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return x
 
 
 class ConvBlock(nnx.Module):

@@ -12,7 +12,11 @@ from flax.typing import PathParts as Path
 M = TypeVar("M", bound=nnx.Module)
 
 
-def replace_modules(model: M, replacement: Callable[[Path, nnx.Module], nnx.Module | None]) -> M:
+def replace_modules(
+    model: M,
+    replacement: Callable[[Path, nnx.Module], nnx.Module | None],
+    wrapper: Callable[[Path, nnx.Module], nnx.Module] | None = None,
+) -> M:
     """A copy of the model with modules replaced; the model is not changed.
 
     Args:
@@ -20,29 +24,32 @@ def replace_modules(model: M, replacement: Callable[[Path, nnx.Module], nnx.Modu
         replacement: Is shown each module with its path, outer ones first;
             returns what takes its place, or ``None`` to look inside instead.
             A module used in two places is replaced by one and the same.
+        wrapper: Is shown each module that was looked inside, with what it
+            contains already replaced; returns what takes its place.
     """
-    known: dict[int, nnx.Module] = {}
+    # With the module itself, so that it lives and its id is not given to another.
+    known: dict[int, tuple[nnx.Module, nnx.Module]] = {}
 
     def visit(path: Path, node: Any) -> None:
         for key, child in list(nnx.iter_children(node)):
             here = (*path, key)
-            if isinstance(child, nnx.Module) and not isinstance(child, nnx.List):
-                if id(child) not in known:
-                    new = replacement(here, child)
-                    known[id(child)] = child if new is None else new
-                    if new is None:
-                        visit(here, child)
-                if known[id(child)] is not child:
-                    _assign(node, key, known[id(child)])
-            elif isinstance(child, nnx.List | nnx.Dict):
+            if isinstance(child, nnx.List | nnx.Dict):
                 visit(here, child)
+            elif isinstance(child, nnx.Module):
+                if id(child) not in known:
+                    known[id(child)] = child, replaced(here, child)
+                new = known[id(child)][1]
+                if new is not child:
+                    _assign(node, key, new)
 
-    copy = nnx.clone(model)
-    whole = replacement((), copy)
-    if whole is not None:
-        return whole  # pyright: ignore[reportReturnType]
-    visit((), copy)
-    return copy
+    def replaced(path: Path, module: nnx.Module) -> nnx.Module:
+        new = replacement(path, module)
+        if new is not None:
+            return new
+        visit(path, module)
+        return module if wrapper is None else wrapper(path, module)
+
+    return replaced((), nnx.clone(model))  # pyright: ignore[reportReturnType]
 
 
 def _assign(node: Any, key: Key, value: nnx.Module) -> None:

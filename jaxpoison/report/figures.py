@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxpoison.detectors.detection import Detection
+from jaxpoison.lrp.balance import LayerBalance
 from jaxpoison.spaces import measure_spaces
 
 _CLEAN, _SUSPECT = "#3b6fb6", "#d1495b"
@@ -32,7 +33,11 @@ def examples(
         axes[0, k].imshow(images[k].squeeze(), cmap="grey")
         axes[0, k].set_title(title, fontsize=8)
         heat = relevance[k].sum(-1)
-        axes[1, k].imshow(heat, cmap="inferno", vmin=0, vmax=np.quantile(heat, 0.998))
+        high = max(float(np.quantile(np.abs(heat), 0.998)), np.finfo(np.float32).tiny)
+        if heat.min() < 0:  # Red for, blue against.
+            axes[1, k].imshow(heat, cmap="seismic", vmin=-high, vmax=high)
+        else:
+            axes[1, k].imshow(heat, cmap="inferno", vmin=0, vmax=high)
         rows, columns = np.nonzero(clouds[k])
         sizes = 1500 * clouds[k][rows, columns]
         axes[2, k].scatter(columns, rows, s=sizes, c=_SUSPECT, linewidths=0)
@@ -41,6 +46,27 @@ def examples(
             axis.set(xticks=[], yticks=[])
     for axis, label in zip(axes[:, 0], ("image", "relevance", "99 % of it"), strict=True):
         axis.set_ylabel(label, fontsize=8)
+    return figure
+
+
+def balance_chart(rows: Sequence[LayerBalance]) -> Figure:
+    """What every layer did with relevance, from the input (top) to the output."""
+    figure = Figure(figsize=(7.0, 0.22 * len(rows) + 1.0), layout="constrained")
+    axis = figure.subplots()
+    left = np.zeros(len(rows))
+    parts = (
+        ("handed on", _CLEAN, [row.handed for row in rows]),
+        ("bias", "#e0a030", [row.bias for row in rows]),
+        ("stabiliser", _SUSPECT, [row.stabilizer for row in rows]),
+    )
+    for label, color, values in parts:
+        axis.barh(range(len(rows)), values, left=left, color=color, label=label)
+        left += np.asarray(values)
+    names = [f"{row.layer.path} ({type(row.layer.rule).__name__})" for row in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlabel("share of the starting relevance", fontsize=8)
+    axis.legend(fontsize=8)
     return figure
 
 

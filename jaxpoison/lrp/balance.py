@@ -1,0 +1,133 @@
+"""Relevance inside the network: at named layers, and what each layer kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from jaxpoison.lrp.composites import Composite, paper
+from jaxpoison.lrp.propagation import RuledLayer, propagate, ruled_layers
+from jaxpoison.models.inference import evaluation_view, map_batches
+
+
+@dataclass(frozen=True)
+class LayerBalance:
+    """What one layer did with relevance: means over the images, as shares of the start.
+
+    Attributes:
+        layer: The layer and its rule.
+        given: Relevance of its output.
+        handed: Relevance it handed to its inputs.
+        bias: Relevance its bias absorbed.
+    """
+
+    layer: RuledLayer
+    given: float
+    handed: float
+    bias: float
+
+    @property
+    def stabilizer(self) -> float:
+        """Relevance its stabiliser absorbed, or that found no input to go to."""
+        return self.given - self.handed - self.bias
+
+
+def conservation(
+    model: nnx.Module,
+    images: UInt8[np.ndarray, "n h w c"],
+    classes: Int[np.ndarray, " n"],
+    *,
+    composite: Composite | None = None,
+    batch_size: int = 128,
+) -> tuple[LayerBalance, ...]:
+    """What every layer was given, handed on and absorbed, from the input to the output.
+
+    Args:
+        model: Takes images in [0, 1], gives logits; not changed.
+        images: Images at rest.
+        classes: The class whose logit is explained, for every image.
+        composite: Which rule serves which layer; the paper's by default.
+        batch_size: Images per call; bounds the memory.
+
+    Raises:
+        ValueError: The model has operations without rules.
+    """
+    rules = paper() if composite is None else composite
+    graphdef, state = nnx.split(evaluation_view(model))
+    start, *books = map_batches(
+        partial(_ledger, rules, graphdef, state),
+        images,
+        np.asarray(classes, np.int32),
+        batch_size=batch_size,
+    )
+    shares = [np.mean(book / start[:, None], axis=0) for book in books]
+    sample = jnp.zeros((1, *images.shape[1:]))
+    return tuple(
+        LayerBalance(layer, *map(float, share))
+        for layer, share in zip(ruled_layers(model, sample, rules), shares, strict=True)
+    )
+
+
+def layer_relevance(
+    model: nnx.Module,
+    images: UInt8[np.ndarray, "n h w c"],
+    classes: Int[np.ndarray, " n"],
+    layers: tuple[str, ...],
+    *,
+    composite: Composite | None = None,
+    batch_size: int = 128,
+) -> dict[str, Float[np.ndarray, "n ..."]]:
+    """Relevance of the outputs of named layers.
+
+    Args:
+        model: Takes images in [0, 1], gives logits; not changed.
+        images: Images at rest.
+        classes: The class whose logit is explained, for every image.
+        layers: Paths of layers, with dots; blocks of layers too.
+        composite: Which rule serves which layer; the paper's by default.
+        batch_size: Images per call; bounds the memory.
+
+    Returns:
+        By path, an array in the shape of that layer's output.
+
+    Raises:
+        ValueError: There is no such layer, or it is called more than once.
+    """
+    rules = paper() if composite is None else composite
+    graphdef, state = nnx.split(evaluation_view(model))
+    return map_batches(
+        partial(_at_layers, rules, graphdef, tuple(layers), state),
+        images,
+        np.asarray(classes, np.int32),
+        batch_size=batch_size,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _ledger(
+    composite: Composite, graphdef: nnx.GraphDef[Any], state: PyTree, images: Array, classes: Array
+) -> tuple[Array, ...]:
+    pixels = images.astype(jnp.float32) / 255
+    found = propagate(graphdef, composite, state, pixels, classes, ledger=True)
+    start = jnp.abs(jnp.take_along_axis(found.logits, classes[:, None], 1)[:, 0])
+    return (start, *found.ledger)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _at_layers(
+    composite: Composite,
+    graphdef: nnx.GraphDef[Any],
+    layers: tuple[str, ...],
+    state: PyTree,
+    images: Array,
+    classes: Array,
+) -> dict[str, Array]:
+    pixels = images.astype(jnp.float32) / 255
+    return propagate(graphdef, composite, state, pixels, classes, layers).layers

@@ -1,0 +1,207 @@
+"""Rules for what a model computes outside its layers: sums, means, activations.
+
+Rules are bound to modules; a bare operation such as ``x + y`` has none, and
+its gradient would be silently wrong as relevance: that of a sum hands all of
+it to both terms. The model's jaxpr shows every operation. Those with one
+plain meaning get the rule that a layer doing the same would have; all others
+are refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.extend import core
+from jaxtyping import Array, PyTree
+
+from jaxpoison.lrp.rules import Epsilon
+
+# Their gradient moves relevance about without creating or losing any.
+_MOVES = frozenset(
+    {
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "dynamic_slice",
+        "gather",
+        "pad",
+        "reduce_max",
+        "reduce_window_max",
+        "reshape",
+        "rev",
+        "slice",
+        "split",
+        "squeeze",
+        "stop_gradient",
+        "transpose",
+    }
+)
+# Relevance by share in the sum.
+_SUMS = frozenset({"add", "add_any", "sub", "reduce_sum", "reduce_window_sum"})
+# With a constant: scaling and shifting pass relevance on, value by value.
+_ELEMENTWISE = frozenset({"add", "add_any", "sub", "mul", "div", "max", "min"})
+# Functions of JAX that are jitted under their own name; relevance passes through.
+_ACTIVATIONS = frozenset(
+    "relu relu6 gelu silu swish leaky_relu elu celu selu softplus hard_swish hard_silu "
+    "hard_tanh soft_sign mish squareplus".split()
+)
+_REPLACEMENTS = {
+    "dot_general": "use nnx.Linear",
+    "conv_general_dilated": "use nnx.Conv",
+    "mul": "write the product of activations as a module",
+}
+
+
+def with_operation_rules(
+    function: Callable[..., PyTree], markers: frozenset[str], epsilon: float = 1e-6
+) -> Callable[..., PyTree]:
+    """The same function, in which bare operations propagate relevance backwards.
+
+    Args:
+        function: Takes and gives pytrees of arrays; everything it is given is
+            something relevance is asked for.
+        markers: Names of jitted functions called in it that have rules of their own.
+        epsilon: Stabiliser of sums.
+
+    Returns:
+        A function of the same value. Its vector-Jacobian product propagates
+        relevance; it raises ``ValueError`` for an operation without a rule.
+    """
+
+    def call(*inputs: PyTree) -> PyTree:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*inputs)
+        leaves = jax.tree.leaves(inputs)
+        evaluation = _Evaluation(markers, Epsilon(1, epsilon))
+        outputs = evaluation.run(
+            closed.jaxpr, closed.consts, leaves, [True] * len(leaves), ("the model",)
+        )[0]
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return call
+
+
+class _Evaluation:
+    """Evaluates a jaxpr with other backward passes."""
+
+    def __init__(self, markers: frozenset[str], sums: Epsilon) -> None:
+        self.markers = markers
+        self.sums = sums
+
+    def run(
+        self,
+        jaxpr: Any,
+        constants: list[Array],
+        inputs: list[Array],
+        live: list[bool],
+        place: tuple[str, ...],
+    ) -> tuple[list[Array], list[bool]]:
+        """Outputs of a jaxpr, and which of them depend on live inputs."""
+        values: dict[Any, Array] = dict(zip(jaxpr.constvars, constants, strict=True))
+        values.update(zip(jaxpr.invars, inputs, strict=True))
+        alive = {v for v, flag in zip(jaxpr.invars, live, strict=True) if flag}
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+        def is_live(atom: Any) -> bool:
+            return not isinstance(atom, core.Literal) and atom in alive
+
+        for equation in jaxpr.eqns:
+            arguments = [read(v) for v in equation.invars]
+            flags = [is_live(v) for v in equation.invars]
+            here = _place(equation, place)
+            results, result_flags = self.apply(equation, arguments, flags, here)
+            values.update(zip(equation.outvars, results, strict=True))
+            alive.update(v for v, flag in zip(equation.outvars, result_flags, strict=True) if flag)
+        return [read(v) for v in jaxpr.outvars], [is_live(v) for v in jaxpr.outvars]
+
+    def apply(
+        self, equation: Any, arguments: list[Any], live: list[bool], place: tuple[str, ...]
+    ) -> tuple[list[Array], list[bool]]:
+        """The outputs of one operation, with the backward pass that relevance needs."""
+        name = equation.primitive.name
+        call = str(equation.params.get("name", ""))
+        is_jit = name in ("jit", "pjit")
+        outputs = len(equation.outvars)
+        operation = partial(_bind, equation)
+        if not any(live) or (is_jit and call in self.markers):
+            return operation(*arguments), [any(live)] * outputs
+        active = [a for a, flag in zip(arguments, live, strict=True) if flag]
+        single = active[0] if len(active) == 1 and outputs == 1 else None
+        same_shape = single is not None and single.shape == equation.outvars[0].aval.shape
+        if is_jit and call in _ACTIVATIONS and same_shape:
+            return [_pass(single, *operation(*arguments))], [True]
+        inner = _inner(equation)
+        if inner is not None:
+            body, constants = inner
+            return self.run(body, constants, arguments, live, place)
+        if name in _ELEMENTWISE and same_shape and not (name == "div" and live[1]):
+            return [_pass(single, *operation(*arguments))], [True]
+        if name in _SUMS and all(live):
+            return [_share(lambda *xs: operation(*xs)[0], self.sums, *arguments)], [True]
+        if name in _MOVES:
+            return operation(*arguments), [True] * outputs
+        advice = _REPLACEMENTS.get(
+            name, "write it as a module (layers.Activation for one function)"
+        )
+        shape = "x".join(map(str, equation.outvars[0].aval.shape))
+        raise ValueError(
+            f"{place[-1]} applies the operation {name!r} (output {shape}), for which there is no "
+            f"relevance rule; {advice} and give it one: "
+            "composite.with_rules((TheModule, TheRule()))"
+        )
+
+
+def _bind(equation: Any, *arguments: Any) -> list[Array]:
+    parameters = equation.primitive.get_bind_params(equation.params)
+    results = equation.primitive.bind(*arguments, **parameters)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def _inner(equation: Any) -> tuple[Any, list[Array]] | None:
+    """The jaxpr of a call with one body, and its constants; ``None`` for plain operations."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        body = equation.params.get(key)
+        if body is not None:
+            constants = list(getattr(body, "consts", []))
+            body = getattr(body, "jaxpr", body)
+            return (body, constants) if len(body.invars) == len(equation.invars) else None
+    return None
+
+
+_LAYER = re.compile(r"layer <([^>]*)>")
+
+
+def layer_scope(path: tuple[Any, ...], module: Any) -> Any:
+    """A scope under which a module's operations are traced, to name it in errors."""
+    return jax.named_scope(f"layer <{'.'.join(map(str, path))} ({type(module).__name__})>")
+
+
+def _place(equation: Any, place: tuple[str, ...]) -> tuple[str, ...]:
+    found = _LAYER.findall(str(equation.source_info.name_stack))
+    return (*place, f"the layer {found[-1]}") if found else place
+
+
+@jax.custom_vjp
+def _pass(x: Array, y: Array) -> Array:  # noqa: ARG001
+    """``y``, whose relevance is that of ``x``."""
+    return y
+
+
+_pass.defvjp(lambda x, y: (y, None), lambda _, g: (g, None))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _share(operation: Callable[..., Array], rule: Epsilon, *inputs: Array) -> Array:  # noqa: ARG001
+    return operation(*inputs)
+
+
+_share.defvjp(
+    lambda operation, rule, *inputs: (operation(*inputs), inputs),
+    lambda operation, rule, inputs, g: rule.relevance(operation, inputs, g),
+)

@@ -1,0 +1,360 @@
+"""Relevance as one vector-Jacobian product of the model under rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxpoison.lrp.composites import Composite, paper
+from jaxpoison.lrp.graph import INPUT, layer_calls
+from jaxpoison.lrp.operations import layer_scope, with_operation_rules
+from jaxpoison.lrp.shares import Rule
+from jaxpoison.models.inference import evaluation_view
+from jaxpoison.models.surgery import Path, find_module, replace_modules
+
+Targets = Int[Array, " n"] | Float[Array, "n classes"] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Propagation:
+    """What one backward pass under rules gives.
+
+    Attributes:
+        relevance: Relevance of every pixel and channel.
+        logits: The model's outputs.
+        layers: Relevance of the outputs of the layers asked for, by path.
+        ledger: For every layer with a rule, in the order of the computation,
+            per image: the relevance it was given, what it handed on, and what
+            its bias absorbed.
+    """
+
+    relevance: Float[Array, "n h w c"]
+    logits: Float[Array, "n classes"]
+    layers: dict[str, Array]
+    ledger: tuple[Float[Array, "n 3"], ...]
+
+
+def start_relevance(
+    logits: Float[Array, "n classes"], targets: Targets
+) -> Float[Array, "n classes"]:
+    """The relevance handed to a model's outputs.
+
+    Args:
+        logits: The outputs.
+        targets: A class per image: the magnitude of its logit. (Where that is
+            negative, relevance would be negative throughout.) ``None``: the
+            class with the largest logit. An array of floats in the shape of the
+            logits: that relevance itself.
+
+    Raises:
+        ValueError: The targets do not fit the logits.
+    """
+    if targets is not None and jnp.issubdtype(targets.dtype, jnp.floating):
+        if targets.shape != logits.shape:
+            raise ValueError(
+                f"start relevance must have the shape of the logits {logits.shape}, "
+                f"found {targets.shape}"
+            )
+        return targets
+    classes = logits.argmax(-1) if targets is None else targets
+    if classes.shape != logits.shape[:1]:
+        raise ValueError(
+            f"expected one class per image ({logits.shape[0]}), found the shape {classes.shape}"
+        )
+    return jnp.abs(logits) * jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+
+
+def relevance_function(
+    model: nnx.Module, composite: Composite | None = None
+) -> Callable[..., tuple[Float[Array, "n h w c"], Float[Array, "n classes"]]]:
+    """A pure function from images and targets to relevance and logits.
+
+    The model is read, not changed, and put into evaluation mode for this
+    function only. The function can be jitted, vmapped and sharded; targets are
+    those of :func:`start_relevance`.
+
+    Args:
+        model: Takes images in [0, 1], gives logits.
+        composite: Which rule serves which layer; the paper's by default.
+
+    Raises:
+        ValueError: On the first call, if the model computes something for which
+            there is no rule.
+    """
+    graphdef, state = nnx.split(evaluation_view(model))
+    rules = paper() if composite is None else composite
+
+    def function(images: Array, targets: Targets = None) -> tuple[Array, Array]:
+        found = propagate(graphdef, rules, state, images, targets)
+        return found.relevance, found.logits
+
+    return function
+
+
+@dataclass(frozen=True)
+class RuledLayer:
+    """A layer and the rule that serves it."""
+
+    path: str
+    kind: str
+    rule: Rule
+
+
+def ruled_layers(
+    model: nnx.Module, images: Float[Array, "n h w c"], composite: Composite | None = None
+) -> tuple[RuledLayer, ...]:
+    """Every layer that has a rule, in the order of the computation.
+
+    Args:
+        model: Takes images in [0, 1], gives logits.
+        images: An input; only its shape and type matter.
+        composite: Which rule serves which layer; the paper's by default.
+    """
+    prepared = _Prepared(
+        evaluation_view(model), paper() if composite is None else composite, images
+    )
+    return prepared.layers()
+
+
+def propagate(
+    graphdef: nnx.GraphDef[Any],
+    composite: Composite,
+    state: PyTree,
+    images: Float[Array, "n h w c"],
+    targets: Targets,
+    layers: tuple[str, ...] = (),
+    ledger: bool = False,
+) -> Propagation:
+    """Relevance of a split model in evaluation mode.
+
+    Args:
+        graphdef: The model's structure.
+        composite: Which rule serves which layer.
+        state: The model's arrays.
+        images: Images in [0, 1].
+        targets: See :func:`start_relevance`.
+        layers: Paths of layers whose outputs' relevance is wanted too.
+        ledger: Whether to book what every layer was given and handed on.
+
+    Raises:
+        ValueError: There is no such layer, or an operation has no rule.
+    """
+    prepared = _Prepared(nnx.merge(graphdef, state), composite, images)
+    probes = prepared.probes(layers)
+    books = {}
+    if ledger:
+        books = {row.path: jnp.zeros((len(images), 3)) for row in prepared.layers()}
+    forward = with_operation_rules(prepared.forward, _MARKERS)
+    logits, vjp = jax.vjp(forward, images, probes, books)
+    relevance, at_layers, booked = vjp(start_relevance(logits, targets))
+    return Propagation(relevance, logits, at_layers, tuple(booked[path] for path in books))
+
+
+class _Prepared:
+    """A canonised model, and which of its layers come first."""
+
+    def __init__(self, model: nnx.Module, composite: Composite, images: Array) -> None:
+        for canonizer in composite.canonizers:
+            model = canonizer.apply(model, images)
+        self.model = model
+        self.composite = composite
+        self.images = images
+        self.first: set[Path] = set()
+        if composite.first:
+            kinds = tuple(kind for kind, _ in composite.first)
+            calls = layer_calls(model, images, kinds)
+            self.first = {call.path for call in calls if INPUT in call.upstream}
+
+    def forward(
+        self,
+        images: Array,
+        probes: dict[str, Array],
+        books: dict[str, Array],
+        met: Callable[[RuledLayer], None] | None = None,
+    ) -> Array:
+        """The model with its layers under rules."""
+
+        def bind(path: Path, layer: nnx.Module) -> nnx.Module | None:
+            rule = self.composite.rule(path, layer, is_first=path in self.first)
+            if rule is None:
+                return None
+            name = ".".join(map(str, path))
+            row = RuledLayer(name, type(layer).__name__, rule)
+            return _Ruled(layer, row, books.get(name), probes.get(name), met)
+
+        def scope(path: Path, module: nnx.Module) -> nnx.Module:
+            return _Scoped(module, path, probes.get(".".join(map(str, path)))) if path else module
+
+        return replace_modules(self.model, bind, scope)(images)  # pyright: ignore[reportCallIssue]
+
+    def layers(self) -> tuple[RuledLayer, ...]:
+        """Every layer that has a rule, in the order of the computation."""
+        met: list[RuledLayer] = []
+        jax.eval_shape(lambda x: self.forward(x, {}, {}, met.append), self.images)
+        return tuple({row.path: row for row in met}.values())
+
+    def probes(self, layers: tuple[str, ...]) -> dict[str, Array]:
+        """Zeros in the shapes of the layers' outputs."""
+        outputs: dict[str, Any] = {}
+        wanted = {find_module(self.model, layer): layer for layer in layers}
+
+        def watch(path: Path, module: nnx.Module) -> nnx.Module:
+            return _Watched(module, wanted[path], outputs) if path in wanted else module
+
+        if wanted:
+            watched = replace_modules(self.model, lambda *_: None, watch)
+            jax.eval_shape(watched, self.images)  # pyright: ignore[reportArgumentType]
+        return {name: jnp.zeros(o.shape, o.dtype) for name, o in outputs.items()}
+
+
+class _Wrapper(nnx.Module):
+    """Stands for a module, whose attributes it shows."""
+
+    def __init__(self, layer: nnx.Module) -> None:
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for names the wrapper lacks itself.
+        if name.startswith("_") or name == "layer":
+            raise AttributeError(name)
+        return getattr(self.layer, name)
+
+
+class _Watched(_Wrapper):
+    def __init__(self, layer: nnx.Module, name: str, outputs: dict[str, Any]) -> None:
+        super().__init__(layer)
+        self.receive = partial(_receive_once, outputs, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.layer(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        self.receive(output)
+        return output
+
+
+def _receive_once(outputs: dict[str, Any], name: str, output: Any) -> None:
+    if name in outputs:
+        raise ValueError(f"the model calls {name} more than once: its relevance is not one array")
+    outputs[name] = jax.ShapeDtypeStruct(output.shape, output.dtype)
+
+
+class _Scoped(_Wrapper):
+    """A module without a rule, named in the operations it is traced to."""
+
+    def __init__(self, layer: nnx.Module, path: Path, probe: Array | None) -> None:
+        super().__init__(layer)
+        self.path = path
+        self.probe = nnx.data(probe)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with layer_scope(self.path, self.layer):
+            output = self.layer(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        return output if self.probe is None else _probe(output, self.probe)
+
+
+class _Ruled(_Wrapper):
+    """A layer whose backward pass is a rule."""
+
+    def __init__(
+        self,
+        layer: nnx.Module,
+        row: RuledLayer,
+        book: Array | None,
+        probe: Array | None,
+        met: Callable[[RuledLayer], None] | None,
+    ) -> None:
+        super().__init__(layer)
+        self.row = row
+        self.book = nnx.data(book)
+        self.probe = nnx.data(probe)
+        self.met = met
+
+    def __call__(self, *inputs: Array) -> Array:
+        if self.met is not None:
+            self.met(self.row)
+        graphdef, state = nnx.split(self.layer)
+        output = _propagate(self.row.rule, graphdef, state, inputs, self.book)
+        return output if self.probe is None else _probe(output, self.probe)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer(
+    rule: Rule,  # noqa: ARG001
+    graphdef: nnx.GraphDef[Any],
+    state: PyTree,
+    inputs: tuple[Array, ...],
+    book: Array | None,  # noqa: ARG001
+) -> Array:
+    return nnx.merge(graphdef, state)(*inputs)
+
+
+def _layer_forward(
+    rule: Rule,
+    graphdef: nnx.GraphDef[Any],
+    state: PyTree,
+    inputs: tuple[Array, ...],
+    book: Array | None,
+) -> tuple[Array, tuple[PyTree, tuple[Array, ...], Array | None]]:
+    return _layer(rule, graphdef, state, inputs, book), (state, inputs, book)
+
+
+def _layer_backward(
+    rule: Rule,
+    graphdef: nnx.GraphDef[Any],
+    saved: tuple[PyTree, tuple[Array, ...], Array | None],
+    outgoing: Array,
+) -> tuple[None, tuple[Array, ...], Array | None]:
+    state, inputs, book = saved
+    layer = nnx.merge(graphdef, state)
+    handed = rule.relevance(layer, inputs, outgoing)
+    if book is None:
+        return None, handed, None
+
+    def per_image(x: Array) -> Array:
+        return x.reshape(len(x), -1).sum(1)
+
+    booked = (
+        per_image(outgoing),
+        jnp.stack([per_image(r) for r in handed]).sum(0),
+        rule.bias_relevance(layer, inputs, outgoing),
+    )
+    return None, handed, jnp.stack(booked, axis=1)
+
+
+_layer.defvjp(_layer_forward, _layer_backward)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _propagate(
+    rule: Rule,
+    graphdef: nnx.GraphDef[Any],
+    state: PyTree,
+    inputs: tuple[Array, ...],
+    book: Array | None,
+) -> Array:
+    return _layer(rule, graphdef, state, inputs, book)
+
+
+@jax.custom_vjp
+def _both(x: Array, probe: Array) -> Array:  # noqa: ARG001
+    return x
+
+
+_both.defvjp(lambda x, probe: (x, None), lambda _, g: (g, g))
+
+
+@jax.jit
+def _probe(x: Array, probe: Array) -> Array:
+    """``x``; its relevance is the probe's too."""
+    return _both(x, probe)
+
+
+# Operations know the calls that have rules by the names of these jitted functions.
+_MARKERS = frozenset({"_propagate", "_probe"})

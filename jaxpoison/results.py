@@ -1,0 +1,124 @@
+"""The records a run leaves for others: ``result.json``, ``suspects.csv``."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxpoison.attacks.backdoor import PoisonedSplits
+from jaxpoison.datasets.dataset import Splits
+from jaxpoison.detectors.detection import Detection
+from jaxpoison.metrics import detection_rates
+from jaxpoison.stages import SCHEMA, Artefact
+from jaxpoison.training import TrainConfig
+
+if TYPE_CHECKING:
+    from jaxpoison.pipeline import RunConfig, RunOutcome
+
+_REPORTED_PACKAGES = ("jaxpoison", "jax", "flax", "optax", "ott-jax", "numpy", "scikit-learn")
+
+
+def config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
+    """The configuration as it was resolved."""
+    attacked = config.attack != "none"
+    return {
+        "data": Path(config.data).name,
+        "attack": config.attack,
+        "rate": config.rate if attacked else None,
+        "sticker_size": config.sticker_size if attacked else None,
+        "trigger": "sticker" if attacked else None,
+        "amplitude": None,
+        "source": config.source if attacked else None,
+        "target": config.target,
+        "image_size": config.image_size,
+        "model": config.model,
+        "protocol": config.protocol,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "seed": config.seed,
+        "attribution": config.attribution,
+        "detectors": list(config.detectors),
+    }
+
+
+def result_record(
+    config: RunConfig,
+    settings: TrainConfig,
+    data: PoisonedSplits | Splits,
+    suspected: np.ndarray,
+    stages: dict[str, Artefact],
+    detections: dict[str, Detection],
+) -> dict[str, Any]:
+    """The content of ``result.json``.
+
+    Args:
+        config: What was run.
+        settings: How the network was trained.
+        data: The data, with the truth about them if there was an attack.
+        suspected: Indices of the searched images.
+        stages: What the stages ``evaluate`` and ``explain`` gave, and the time of all.
+        detections: What each detector found.
+    """
+    poisoned = data.poisoned[suspected] if isinstance(data, PoisonedSplits) else None
+    evaluated, explained = stages["evaluate"].values, stages["explain"].values
+    return {
+        "schema": SCHEMA,
+        "config": config_record(config, settings),
+        "model": {
+            "test_accuracy": evaluated["test_accuracy"],
+            "parameters": evaluated["parameters"],
+        },
+        "attack": {
+            "asr": evaluated["asr"],
+            "masr": None,
+            "per_class_asr": None,
+            "poisoned_images": None if poisoned is None else int(poisoned.sum()),
+        },
+        "suspected_class": {
+            "images": explained["images"],
+            "negative_logits": explained["negative_logits"],
+            "largest_absorbed_share": explained["largest_absorbed_share"],
+            "conservation": explained["conservation"],
+        },
+        "detectors": {
+            name: {
+                **dataclasses.asdict(detection_rates(found.suspects, poisoned)),
+                "cluster_sizes": list(found.cluster_sizes),
+                "seconds": found.seconds,
+                "converged": found.converged,
+                **({"notes": found.notes} if found.notes else {}),
+            }
+            for name, found in detections.items()
+        },
+        "seconds": {name: stage.seconds for name, stage in stages.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in _REPORTED_PACKAGES},
+            "platform": jax.default_backend(),
+        },
+    }
+
+
+def suspects_table(outcome: RunOutcome) -> str:
+    """The content of ``suspects.csv``."""
+    train = outcome.splits.train
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    names = list(outcome.detections)
+    table.writerow(
+        ["id", "label", *(f"{n}_{what}" for n in names for what in ("cluster", "score"))]
+    )
+    for row, index in enumerate(outcome.suspected):
+        cells: list[Any] = []
+        for found in outcome.detections.values():
+            cells += [int(found.labels[row]), f"{found.scores[row]:.6g}"]
+        table.writerow([train.ids[index], int(train.labels[index]), *cells])
+    return text.getvalue()
