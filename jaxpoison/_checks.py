@@ -5,7 +5,7 @@ Every message says what was expected and what was found.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from numbers import Integral, Real
 
 
@@ -68,6 +68,16 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
     return str(value)
+
+
+def check_one_class_each(classes: Sized, images: Sized) -> None:
+    """Raises if there are not as many classes as images.
+
+    Raises:
+        ValueError: Their numbers differ.
+    """
+    if len(classes) != len(images):
+        raise ValueError(f"expected one class per image ({len(images)}), found {len(classes)}")
 
 
 def check_class(name: str, value: object, num_classes: int) -> int:

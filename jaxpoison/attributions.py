@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from jaxpoison._checks import check_integer, check_positive
+from jaxpoison._checks import check_integer, check_one_class_each, check_positive
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.propagation import Targets, propagate, start_relevance
 from jaxpoison.models.inference import evaluation_view, map_batches
@@ -140,7 +140,7 @@ class SmoothGrad(_Differential):
     Attributes:
         samples: Noisy copies.
         noise: Standard deviation of the noise, in pixel values.
-        seed: Seed of the noise, which is the same for every batch.
+        seed: Seed of the noise, which is the same for every image.
     """
 
     samples: int = 16
@@ -155,7 +155,8 @@ class SmoothGrad(_Differential):
         """See :meth:`_Differential.from_gradient`."""
 
         def add(total: Array, key: Array) -> tuple[Array, None]:
-            noise = self.noise * jax.random.normal(key, images.shape, images.dtype)
+            # One draw for all images, so that none depends on the batch it is in.
+            noise = self.noise * jax.random.normal(key, images.shape[1:], images.dtype)
             return total + gradient(images + noise), None
 
         keys = jax.random.split(jax.random.key(self.seed), self.samples)
@@ -220,8 +221,8 @@ def explain(
         ValueError: The model has operations without rules, or there are not as
             many classes as images.
     """
-    if classes is not None and len(classes) != len(images):
-        raise ValueError(f"expected one class per image ({len(images)}), found {len(classes)}")
+    if classes is not None:
+        check_one_class_each(classes, images)
     graphdef, state = nnx.split(evaluation_view(model))
     arrays = [images] if classes is None else [images, np.asarray(classes, np.int32)]
     relevance, logits = map_batches(

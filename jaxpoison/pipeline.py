@@ -30,7 +30,7 @@ from jaxpoison.models.checkpoint import load_model, save_model
 from jaxpoison.models.inception import CompactInception
 from jaxpoison.models.inference import layer_outputs, parameter_count, predict
 from jaxpoison.models.resnet import ResNet18
-from jaxpoison.results import config_record, result_record, suspects_table
+from jaxpoison.results import config_record, csv_text, result_record, suspects_table
 from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
 from jaxpoison.training import PROTOCOLS, TrainConfig, fit, protocol
 
@@ -211,7 +211,7 @@ def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> 
             found = explain(model, images, train.labels[start : start + _PART], method=method)
             return Made({}, {"heatmaps": found.relevance.sum(-1)})
 
-        key = hash_of(train=trained.key, attribution=config.attribution, start=start)
+        key = hash_of(train=trained.key, attribution=config.attribution, start=start, size=_PART)
         return work.stage(f"explain-all-{start // _PART:04d}", key, make).arrays["heatmaps"]
 
     output = workdir / "relevance.npy"
@@ -225,8 +225,8 @@ def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> 
             heatmaps = part(start)
             file.write(np.ascontiguousarray(heatmaps, "<f4").tobytes())
             bar.advance(len(heatmaps))
-    rows = (f"{name},{label}" for name, label in zip(train.ids, train.labels, strict=True))
-    write_text(workdir / "relevance.csv", "\n".join(("id,label", *rows)) + "\n")
+    rows = [(name, int(label)) for name, label in zip(train.ids, train.labels, strict=True)]
+    write_text(workdir / "relevance.csv", csv_text(("id", "label"), rows))
     return output
 
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import platform
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from jaxpoison.training import TrainConfig
 if TYPE_CHECKING:
     from jaxpoison.pipeline import RunConfig, RunOutcome
 
+# What suspects.csv says of every image, per detector.
+_SAID = ("cluster", "score")
 _REPORTED_PACKAGES = ("jaxpoison", "jax", "flax", "optax", "ott-jax", "numpy", "scikit-learn")
 
 
@@ -110,15 +113,20 @@ def result_record(
 def suspects_table(outcome: RunOutcome) -> str:
     """The content of ``suspects.csv``."""
     train = outcome.splits.train
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    names = list(outcome.detections)
-    table.writerow(
-        ["id", "label", *(f"{n}_{what}" for n in names for what in ("cluster", "score"))]
-    )
+    header = ["id", "label", *(f"{n}_{what}" for n in outcome.detections for what in _SAID)]
+    rows = []
     for row, index in enumerate(outcome.suspected):
         cells: list[Any] = []
         for found in outcome.detections.values():
             cells += [int(found.labels[row]), f"{found.scores[row]:.6g}"]
-        table.writerow([train.ids[index], int(train.labels[index]), *cells])
+        rows.append([train.ids[index], int(train.labels[index]), *cells])
+    return csv_text(header, rows)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV, quoted where names need it."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
     return text.getvalue()

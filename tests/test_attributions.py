@@ -65,7 +65,7 @@ def test_smooth_grad_is_a_mean_of_gradients(net, images):
     found = explain(net, images, CLASSES, method=SmoothGrad(samples=3, noise=0.2, seed=4))
     total = np.zeros(x.shape)
     for key in jax.random.split(jax.random.key(4), 3):
-        noisy = x + 0.2 * jax.random.normal(key, x.shape)
+        noisy = x + 0.2 * jax.random.normal(key, x.shape[1:])
         _, vjp = jax.vjp(net, noisy)
         total += vjp(jax.nn.one_hot(CLASSES, 3))[0]
     np.testing.assert_allclose(found.relevance, total / 3, rtol=1e-4, atol=1e-5)
@@ -84,7 +84,7 @@ def test_clustering_takes_any_of_them(name, net, images):
         net, np.repeat(images, 4, 0), np.repeat(CLASSES, 4), method=ATTRIBUTIONS[name]()
     )
     labels = HeatmapClustering(random_state=0).fit(found.relevance).labels_
-    assert set(labels) <= {0, 1}
+    assert set(labels) == {0, 1}
     # Copies of an image are one point.
     assert all(len(set(labels[i : i + 4])) == 1 for i in range(0, 20, 4))
 

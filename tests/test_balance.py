@@ -8,6 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.seeded import seeded
 from jaxpoison import CompactInception, conservation, explain, layer_relevance, relevance_function
 from jaxpoison.lrp.composites import COMPOSITES, Composite, epsilon_alpha2_beta1, paper
 from jaxpoison.lrp.rules import Epsilon, ZPlus
@@ -16,7 +17,7 @@ from jaxpoison.models.layers import AvgPool, Concatenate, MaxPool, Sum
 
 @pytest.fixture(scope="module")
 def inception():
-    return CompactInception(4, rngs=nnx.Rngs(0))
+    return seeded(CompactInception(4, rngs=nnx.Rngs(0)), 0)
 
 
 @pytest.mark.parametrize("composite", [paper, epsilon_alpha2_beta1])
@@ -43,7 +44,6 @@ def test_every_layer_balances(inception, noise, composite):
     shares = found.relevance.sum((1, 2, 3)) / found.start
     np.testing.assert_allclose(handed, shares.mean(), rtol=1e-3)
     for row in rows:
-        assert row.layer.rule is not None
         if composite is paper:
             assert row.bias == 0
     if composite is not paper:
@@ -89,6 +89,25 @@ def test_relevance_at_a_layer_by_hand(rng):
         shares = (hidden[k] * np.asarray(model.out.kernel[...])[:, c]) ** 2
         logit = abs(float(model.out(hidden[k])[c]))
         np.testing.assert_allclose(found[k], logit * shares / (shares.sum() + 1e-6), rtol=1e-4)
+
+
+def test_layers_without_relevance_of_their_own_are_named(noise):
+    class Net(nnx.Module):
+        def __init__(self):
+            self.unused = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+            self.whole = nnx.Sequential(nnx.Linear(3072, 4, rngs=nnx.Rngs(0)))
+
+        def __call__(self, x):
+            return self.whole(x.reshape(len(x), -1))
+
+    few = noise.take(np.arange(2))
+    with pytest.raises(ValueError, match="does not call unused"):
+        layer_relevance(Net(), few.images, few.labels, ("unused",))
+    table = paper().with_rules((nnx.Sequential, Epsilon()))
+    with pytest.raises(ValueError, match="lies inside whole, which has a rule"):
+        layer_relevance(Net(), few.images, few.labels, ("whole.layers.0",), composite=table)
+    with pytest.raises(ValueError, match=r"one class per image \(2\), found 1"):
+        conservation(Net(), few.images, few.labels[:1])
 
 
 def test_unknown_and_repeated_layers_are_named(inception, noise):
@@ -145,8 +164,8 @@ class Random(nnx.Module):
         return self.dense(x.reshape(len(x), -1))
 
 
-networks = st.builds(
-    Random,
+# Built in the tests: hypothesis counts the time it takes to draw.
+networks = st.tuples(
     st.integers(0, 2**16),
     st.integers(1, 4),
     st.integers(0, 2),
@@ -155,38 +174,39 @@ networks = st.builds(
 # Rules that divide by sums of one sign lose nothing but what epsilon takes.
 conserving = st.sampled_from(
     [
-        paper(epsilon=1e-9),
+        paper(epsilon=1e-20),
         Composite(
             (
-                (nnx.Conv, ZPlus(1e-9)),
-                (nnx.Linear, Epsilon(2, 1e-9, bias=False)),
-                *paper(epsilon=1e-9).rules,
+                (nnx.Conv, ZPlus(1e-20)),
+                (nnx.Linear, Epsilon(2, 1e-20, bias=False)),
+                *paper(epsilon=1e-20).rules,
             )
         ),
     ]
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(networks, conserving, st.integers(0, 2**16))
-def test_relevance_is_conserved(model, composite, seed):
+def test_relevance_is_conserved(shape, composite, seed):
+    model = Random(*shape)
     rng = np.random.default_rng(seed)
     images = jnp.asarray(rng.uniform(0.1, 1, (2, 6, 6, 2)), jnp.float32)
-    relevance, logits = relevance_function(model, composite)(images, jnp.array([0, 2]))
+    function = jax.jit(relevance_function(model, composite))
+    relevance, logits = function(images, jnp.array([0, 2]))
     start = np.abs(logits[jnp.arange(2), jnp.array([0, 2])])
-    alive = np.asarray(relevance.sum((1, 2, 3)))
-    # A dead layer stops all relevance; nothing in between may happen.
-    for total, given_ in zip(alive, start, strict=True):
-        assert total == 0 or abs(total - given_) < 1e-3 * given_
+    # Without biases a dead network starts with nothing.
+    np.testing.assert_allclose(relevance.sum((1, 2, 3)), start, rtol=1e-3, atol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(networks, st.sampled_from(sorted(COMPOSITES)), st.integers(0, 2**16))
-def test_relevance_is_linear_in_its_start(model, name, seed):
+def test_relevance_is_linear_in_its_start(shape, name, seed):
+    model = Random(*shape, bias=True)
     rng = np.random.default_rng(seed)
     images = jnp.asarray(rng.uniform(0, 1, (2, 6, 6, 2)), jnp.float32)
     first, second = jnp.asarray(rng.normal(size=(2, 2, 3)), jnp.float32)
-    function = relevance_function(model, COMPOSITES[name]())
+    function = jax.jit(relevance_function(model, COMPOSITES[name]()))
     both, _ = function(images, 2 * first - second)
     apart = 2 * function(images, first)[0] - function(images, second)[0]
     np.testing.assert_allclose(both, apart, atol=2e-4 * max(1e-6, float(np.abs(apart).max())))

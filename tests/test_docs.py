@@ -21,8 +21,6 @@ def test_code_of_the_page_draws_its_picture(page, tmp_path, monkeypatch):
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, scope)
     assert (tmp_path / f"{page}.png").stat().st_size > 10_000
-    assert f"](images/{page}.png)" in text
-    assert (DOCS / "images" / f"{page}.png").is_file()
 
 
 def test_links_between_pages_lead_somewhere():

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxpoison import relevance_function
 from jaxpoison.lrp.composites import epsilon_plus_flat, paper
 from jaxpoison.lrp.rules import Pass
+from jaxpoison.models.inference import evaluation_view
 from jaxpoison.models.layers import Activation, AvgPool, Concatenate, GlobalAvgPool, MaxPool, Sum
 
 
@@ -114,6 +115,13 @@ REFUSED = {
     "gelu": (lambda x, y: nnx.gelu(y), 192, "operation 'integer_pow'.*layers.Activation"),
     "softmax": (lambda x, y: nnx.softmax(y), 192, r"operation '\w+' .*no relevance rule"),
     "matrix": (lambda x, y: y @ jnp.ones((3, 3)), 192, "operation 'dot_general'.*use nnx.Linear"),
+    "loop": (
+        lambda x, y: jax.lax.fori_loop(0, 2, lambda _, z: 2 * z, y),
+        192,
+        "operation 'scan'",
+    ),
+    "index": (lambda x, y: x[:, 0, y[0, 0, :, 0].astype(int)], 24, "'convert_element_type'"),
+    "stop": (lambda x, y: jax.lax.stop_gradient(y), 192, "operation 'stop_gradient'"),
     "inverse": (lambda x, y: 1 / (2 + nnx.relu(y)), 192, "operation 'div'"),
 }
 
@@ -146,3 +154,25 @@ def test_a_layer_without_a_rule_is_named_and_can_be_given_one(images):
     relevance, logits = relevance_function(Gated(), table)(images, jnp.arange(4))
     start = np.abs(np.diagonal(logits))
     np.testing.assert_allclose(relevance.sum((1, 2, 3)), start, rtol=1e-4)
+
+
+class Options(nnx.Module):
+    """Calls with options, shares containers, and reads its layers' attributes."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.convs = nnx.List([nnx.Conv(3, 3, (3, 3), rngs=rngs)])
+        self.again = self.convs
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.dense = nnx.Linear(192, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.again[0](x).reshape(len(x), self.dense.in_features)
+        return self.dense(self.dropout(nnx.relu(x), deterministic=True))
+
+
+@pytest.mark.parametrize("composite", [paper, epsilon_plus_flat])
+def test_layers_may_be_shared_read_and_called_with_options(composite, images):
+    relevance, logits = relevance_function(Options(), composite())(images, jnp.arange(4))
+    np.testing.assert_allclose(logits, evaluation_view(Options())(images), rtol=1e-5)
+    assert (relevance != 0).any(axis=(1, 2, 3)).all()

@@ -83,6 +83,25 @@ def test_positive_sums_conserve_relevance(rule, rng):
     np.testing.assert_allclose(second, 3 * outgoing / 4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("setting", ["z plus", "alpha beta", "gamma", "box", "epsilon"])
+def test_layers_without_parameters_have_positive_weights(setting, rng):
+    rule = SETTINGS[setting]
+    x = rng.normal(size=(1, 3, 3, 1)).astype(np.float32)
+    outgoing = rng.normal(size=(1, 1)).astype(np.float32)
+    (found,) = rule.relevance(GlobalAvgPool(), (jnp.asarray(x),), jnp.asarray(outgoing))
+    weights, bias = np.full((9, 1), 1 / 9), np.zeros(1)
+    expected, _ = RULES[type(rule).__name__](
+        rule, weights, bias, x.ravel().astype(float), outgoing[0].astype(float)
+    )
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_rules_by_share_refuse_blocks():
+    block = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="found a Sequential with layers inside"):
+        ZPlus().relevance(block, (jnp.ones((2, 3)),), jnp.ones((2, 3)))
+
+
 def test_epsilon_carries_the_sign_of_the_sum():
     layer = nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(0))
     layer.kernel[...] = jnp.array([[-1.0]])
@@ -113,6 +132,7 @@ def test_pass_changes_nothing(rng):
         (lambda: ZPlus(epsilon=-1.0), "epsilon must be above 0"),
         (lambda: AlphaBeta(2.0, 0.5), r"alpha - beta must be 1.*found 2.0 and 0.5"),
         (lambda: Gamma(-0.1), "gamma must be above 0"),
+        (lambda: ZBox([0.0, 2.0], [1.0, 1.0]), "low must be below high"),
         (lambda: ZBox(1.0, 0.0), "low must be below high, found 1.0 and 0.0"),
     ],
 )

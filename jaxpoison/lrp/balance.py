@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
+from jaxpoison._checks import check_one_class_each
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.propagation import RuledLayer, propagate, ruled_layers
 from jaxpoison.models.inference import evaluation_view, map_batches
@@ -57,8 +58,10 @@ def conservation(
         batch_size: Images per call; bounds the memory.
 
     Raises:
-        ValueError: The model has operations without rules.
+        ValueError: The model has operations without rules, or there are not as
+            many classes as images.
     """
+    check_one_class_each(classes, images)
     rules = paper() if composite is None else composite
     graphdef, state = nnx.split(evaluation_view(model))
     start, *books = map_batches(
@@ -67,6 +70,8 @@ def conservation(
         np.asarray(classes, np.int32),
         batch_size=batch_size,
     )
+    # Nothing is handed to a logit of 0, and nothing comes of it.
+    start = np.where(start > 0, start, 1)
     shares = [np.mean(book / start[:, None], axis=0) for book in books]
     sample = jnp.zeros((1, *images.shape[1:]))
     return tuple(
@@ -98,8 +103,10 @@ def layer_relevance(
         By path, an array in the shape of that layer's output.
 
     Raises:
-        ValueError: There is no such layer, or it is called more than once.
+        ValueError: There is no such layer, it is called more than once or
+            never, or there are not as many classes as images.
     """
+    check_one_class_each(classes, images)
     rules = paper() if composite is None else composite
     graphdef, state = nnx.split(evaluation_view(model))
     return map_batches(

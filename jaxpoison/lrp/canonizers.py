@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -53,7 +54,7 @@ class MergeBatchNorm(Canonizer):
 
         for index, call in enumerate(calls):
             norm = layers[call.path]
-            if not isinstance(norm, nnx.BatchNorm) or not free(call.path):
+            if not isinstance(norm, nnx.BatchNorm) or not free(call.path) or norm.axis != -1:
                 continue
             scale, shift = _affine(norm)
             before = calls[call.direct] if call.direct is not None else None
@@ -94,7 +95,10 @@ def _bias(layer: Any) -> Array:
 def _folded_behind(layer: Any, scale: Array, shift: Array) -> nnx.Module | None:
     """A layer that takes unnormalised values; ``None`` where padding makes it impossible."""
     if isinstance(layer, nnx.Conv):
-        if layer.padding != "VALID" or layer.feature_group_count != 1:
+        dilated = np.any(np.asarray(layer.input_dilation) != 1)
+        if layer.padding != "VALID" or layer.feature_group_count != 1 or dilated:
+            return None
+        if layer.mask is not None:
             return None
     elif not isinstance(layer, nnx.Linear):
         return None

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import chain
 
 from flax import nnx
 
@@ -31,7 +30,8 @@ class Composite:
         first: Pairs of layer type and rule for the first layers: of those
             whose type stands here, every one that the image reaches without
             passing another. A network with branches has several.
-        paths: Pairs of a pattern of paths, as in ``"blocks.0.*"``, and rule.
+        paths: Pairs of a pattern of paths, as in ``"blocks.0.*"``, and rule. A
+            pattern speaks of layers, not of the blocks that hold them.
         canonizers: Applied to the model, in order, before the rules.
     """
 
@@ -43,9 +43,17 @@ class Composite:
     def rule(self, path: Path, layer: nnx.Module, *, is_first: bool = False) -> Rule | None:
         """The rule of a layer; ``None`` for one that has none."""
         name = ".".join(map(str, path))
+        rows = (*self.first, *self.rules) if is_first else self.rules
+        typed = next((rule for kind, rule in rows if isinstance(layer, kind)), None)
+        if typed is None and any(isinstance(c, nnx.Module) for _, c in nnx.iter_children(layer)):
+            return None
         named = (rule for pattern, rule in self.paths if fnmatchcase(name, pattern))
-        typed = (*self.first, *self.rules) if is_first else self.rules
-        return next(chain(named, (rule for kind, rule in typed if isinstance(layer, kind))), None)
+        return next(named, typed)
+
+    @property
+    def sums(self) -> Rule:
+        """The rule of sums, also of those written without a layer."""
+        return next((rule for kind, rule in self.rules if kind is Sum), Epsilon())
 
     def with_rules(self, *rules: Row) -> Composite:
         """The same composite with rules that come before its own: to register new layers."""
@@ -128,7 +136,7 @@ def epsilon_gamma_box(
     """Gamma for convolutions, z-B for the first ones, epsilon for dense layers.
 
     Args:
-        low: Smallest value of the model's input; one, or one per channel.
+        low: Smallest value of the first convolutions' input; one, or one per channel.
         high: Largest value.
         gamma: How much more contributions of the output's sign weigh.
         epsilon: Stabiliser of the dense layers' rule.

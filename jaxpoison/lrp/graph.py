@@ -13,7 +13,8 @@ from flax import nnx
 from jax.extend import core
 from jaxtyping import Array
 
-from jaxpoison.models.surgery import Path, replace_modules
+from jaxpoison.lrp.operations import called_jaxpr
+from jaxpoison.models.surgery import Path, Wrapper, replace_modules
 
 # Stands for the model's input where layers stand for themselves.
 INPUT = -1
@@ -72,18 +73,18 @@ def layer_calls(
 _NAME = "_marked_layer_"
 
 
-class _Marked(nnx.Module):
+class _Marked(Wrapper):
     def __init__(self, layer: nnx.Module, index: int) -> None:
-        self.layer = layer
-        self.index = index
+        super().__init__(layer)
+        self._own_index = index
 
-    def __call__(self, *inputs: Array) -> Array:
-        graphdef, state = nnx.split(self.layer)
+    def __call__(self, *inputs: Array, **options: Any) -> Array:
+        graphdef, state = nnx.split(self._own_module)
 
         def apply(state: Any, inputs: tuple[Array, ...]) -> Array:
-            return nnx.merge(graphdef, state)(*inputs)
+            return nnx.merge(graphdef, state)(*inputs, **options)
 
-        apply.__name__ = f"{_NAME}{self.index}"
+        apply.__name__ = f"{_NAME}{self._own_index}"
         return jax.jit(apply)(state, inputs)
 
 
@@ -109,17 +110,13 @@ class _Walk:
 
         for equation in jaxpr.eqns:
             sources = [origin(v) for v in equation.invars]
-            body = next(
-                (equation.params[k] for k in ("jaxpr", "call_jaxpr") if k in equation.params), None
-            )
             marked = re.fullmatch(rf"{_NAME}(\d+)", str(equation.params.get("name", "")))
-            if marked is None and body is not None:
+            inner = called_jaxpr(equation)
+            if marked is None and inner is not None:
                 # Uses are counted inside.
-                body = getattr(body, "jaxpr", body)
-                if len(body.invars) == len(sources):
-                    results = self.run(body, sources)
-                    origins.update(zip(equation.outvars, results, strict=True))
-                    continue
+                results = self.run(inner[0], sources)
+                origins.update(zip(equation.outvars, results, strict=True))
+                continue
             for source in sources:
                 if source.direct is not None:
                     self.uses[source.direct] += 1

@@ -15,10 +15,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from jaxpoison.lrp.rules import Epsilon
+from jaxpoison.lrp.shares import Rule
 
 # Their gradient moves relevance about without creating or losing any.
 _MOVES = frozenset(
@@ -35,20 +37,26 @@ _MOVES = frozenset(
         "reshape",
         "rev",
         "slice",
+        "sharding_constraint",
         "split",
         "squeeze",
-        "stop_gradient",
         "transpose",
     }
 )
 # Relevance by share in the sum.
 _SUMS = frozenset({"add", "add_any", "sub", "reduce_sum", "reduce_window_sum"})
 # With a constant: scaling and shifting pass relevance on, value by value.
-_ELEMENTWISE = frozenset({"add", "add_any", "sub", "mul", "div", "max", "min"})
+_ELEMENTWISE = frozenset(
+    {"add", "add_any", "sub", "mul", "div", "max", "min", "neg", "tanh", "logistic"}
+)
 # Functions of JAX that are jitted under their own name; relevance passes through.
 _ACTIVATIONS = frozenset(
-    "relu relu6 gelu silu swish leaky_relu elu celu selu softplus hard_swish hard_silu "
-    "hard_tanh soft_sign mish squareplus".split()
+    "relu relu6 silu leaky_relu elu celu selu softplus hard_silu hard_tanh soft_sign mish".split()
+)
+# Operations that call one jaxpr once; loops and reductions hold jaxprs too.
+_CALLS = frozenset(
+    "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr "
+    "checkpoint remat remat2".split()
 )
 _REPLACEMENTS = {
     "dot_general": "use nnx.Linear",
@@ -58,15 +66,15 @@ _REPLACEMENTS = {
 
 
 def with_operation_rules(
-    function: Callable[..., PyTree], markers: frozenset[str], epsilon: float = 1e-6
+    function: Callable[..., PyTree], markers: frozenset[str], sums: Rule
 ) -> Callable[..., PyTree]:
     """The same function, in which bare operations propagate relevance backwards.
 
     Args:
-        function: Takes and gives pytrees of arrays; everything it is given is
-            something relevance is asked for.
+        function: Takes and gives pytrees of arrays; relevance is propagated to
+            its first argument.
         markers: Names of jitted functions called in it that have rules of their own.
-        epsilon: Stabiliser of sums.
+        sums: The rule of sums and averages.
 
     Returns:
         A function of the same value. Its vector-Jacobian product propagates
@@ -76,10 +84,10 @@ def with_operation_rules(
     def call(*inputs: PyTree) -> PyTree:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*inputs)
         leaves = jax.tree.leaves(inputs)
-        evaluation = _Evaluation(markers, Epsilon(1, epsilon))
-        outputs = evaluation.run(
-            closed.jaxpr, closed.consts, leaves, [True] * len(leaves), ("the model",)
-        )[0]
+        first = len(jax.tree.leaves(inputs[0]))
+        live = [k < first for k in range(len(leaves))]
+        evaluation = _Evaluation(markers, sums)
+        outputs, _ = evaluation.run(closed.jaxpr, closed.consts, leaves, live, ("the model",))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return call
@@ -88,7 +96,7 @@ def with_operation_rules(
 class _Evaluation:
     """Evaluates a jaxpr with other backward passes."""
 
-    def __init__(self, markers: frozenset[str], sums: Epsilon) -> None:
+    def __init__(self, markers: frozenset[str], sums: Rule) -> None:
         self.markers = markers
         self.sums = sums
 
@@ -129,22 +137,23 @@ class _Evaluation:
         is_jit = name in ("jit", "pjit")
         outputs = len(equation.outvars)
         operation = partial(_bind, equation)
-        if not any(live) or (is_jit and call in self.markers):
+        if not any(live) or not outputs or (is_jit and call in self.markers):
             return operation(*arguments), [any(live)] * outputs
         active = [a for a, flag in zip(arguments, live, strict=True) if flag]
         single = active[0] if len(active) == 1 and outputs == 1 else None
         same_shape = single is not None and single.shape == equation.outvars[0].aval.shape
         if is_jit and call in _ACTIVATIONS and same_shape:
             return [_pass(single, *operation(*arguments))], [True]
-        inner = _inner(equation)
+        inner = called_jaxpr(equation)
         if inner is not None:
             body, constants = inner
             return self.run(body, constants, arguments, live, place)
         if name in _ELEMENTWISE and same_shape and not (name == "div" and live[1]):
             return [_pass(single, *operation(*arguments))], [True]
-        if name in _SUMS and all(live):
+        # A difference has contributions of both signs, which only shares as they are fit.
+        if name in _SUMS and all(live) and (name != "sub" or isinstance(self.sums, Epsilon)):
             return [_share(lambda *xs: operation(*xs)[0], self.sums, *arguments)], [True]
-        if name in _MOVES:
+        if name in _MOVES and all(_is_float(a) for a in (*active, *equation.outvars)):
             return operation(*arguments), [True] * outputs
         advice = _REPLACEMENTS.get(
             name, "write it as a module (layers.Activation for one function)"
@@ -163,8 +172,10 @@ def _bind(equation: Any, *arguments: Any) -> list[Array]:
     return list(results) if equation.primitive.multiple_results else [results]
 
 
-def _inner(equation: Any) -> tuple[Any, list[Array]] | None:
+def called_jaxpr(equation: Any) -> tuple[Any, list[Array]] | None:
     """The jaxpr of a call with one body, and its constants; ``None`` for plain operations."""
+    if equation.primitive.name not in _CALLS:
+        return None
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         body = equation.params.get(key)
         if body is not None:
@@ -172,6 +183,11 @@ def _inner(equation: Any) -> tuple[Any, list[Array]] | None:
             body = getattr(body, "jaxpr", body)
             return (body, constants) if len(body.invars) == len(equation.invars) else None
     return None
+
+
+def _is_float(x: Any) -> bool:
+    # Relevance of an integer, such as an index, would be lost.
+    return jnp.issubdtype(getattr(x, "aval", x).dtype, jnp.floating)
 
 
 _LAYER = re.compile(r"layer <([^>]*)>")
@@ -197,7 +213,7 @@ _pass.defvjp(lambda x, y: (y, None), lambda _, g: (g, None))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _share(operation: Callable[..., Array], rule: Epsilon, *inputs: Array) -> Array:  # noqa: ARG001
+def _share(operation: Callable[..., Array], rule: Rule, *inputs: Array) -> Array:  # noqa: ARG001
     return operation(*inputs)
 
 

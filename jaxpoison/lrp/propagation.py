@@ -17,7 +17,7 @@ from jaxpoison.lrp.graph import INPUT, layer_calls
 from jaxpoison.lrp.operations import layer_scope, with_operation_rules
 from jaxpoison.lrp.shares import Rule
 from jaxpoison.models.inference import evaluation_view
-from jaxpoison.models.surgery import Path, find_module, replace_modules
+from jaxpoison.models.surgery import Path, Wrapper, find_module, replace_modules
 
 Targets = Int[Array, " n"] | Float[Array, "n classes"] | None
 
@@ -87,7 +87,7 @@ def relevance_function(
 
     Raises:
         ValueError: On the first call, if the model computes something for which
-            there is no rule.
+            there is no rule, or the targets do not fit its logits.
     """
     graphdef, state = nnx.split(evaluation_view(model))
     rules = paper() if composite is None else composite
@@ -152,7 +152,7 @@ def propagate(
     books = {}
     if ledger:
         books = {row.path: jnp.zeros((len(images), 3)) for row in prepared.layers()}
-    forward = with_operation_rules(prepared.forward, _MARKERS)
+    forward = with_operation_rules(prepared.forward, _MARKERS, composite.sums)
     logits, vjp = jax.vjp(forward, images, probes, books)
     relevance, at_layers, booked = vjp(start_relevance(logits, targets))
     return Propagation(relevance, logits, at_layers, tuple(booked[path] for path in books))
@@ -204,6 +204,7 @@ class _Prepared:
     def probes(self, layers: tuple[str, ...]) -> dict[str, Array]:
         """Zeros in the shapes of the layers' outputs."""
         outputs: dict[str, Any] = {}
+        modules: dict[Path, nnx.Module] = dict(nnx.iter_modules(self.model))
         wanted = {find_module(self.model, layer): layer for layer in layers}
 
         def watch(path: Path, module: nnx.Module) -> nnx.Module:
@@ -212,30 +213,26 @@ class _Prepared:
         if wanted:
             watched = replace_modules(self.model, lambda *_: None, watch)
             jax.eval_shape(watched, self.images)  # pyright: ignore[reportArgumentType]
+        for path, name in wanted.items():
+            if name not in outputs:
+                raise ValueError(f"the model does not call {name}, so it has no relevance")
+            for end in range(1, len(path)):
+                if self.composite.rule(path[:end], modules[path[:end]]) is not None:
+                    raise ValueError(
+                        f"{name} lies inside {'.'.join(map(str, path[:end]))}, which has a rule "
+                        "as a whole"
+                    )
         return {name: jnp.zeros(o.shape, o.dtype) for name, o in outputs.items()}
 
 
-class _Wrapper(nnx.Module):
-    """Stands for a module, whose attributes it shows."""
-
-    def __init__(self, layer: nnx.Module) -> None:
-        self.layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        # Only called for names the wrapper lacks itself.
-        if name.startswith("_") or name == "layer":
-            raise AttributeError(name)
-        return getattr(self.layer, name)
-
-
-class _Watched(_Wrapper):
+class _Watched(Wrapper):
     def __init__(self, layer: nnx.Module, name: str, outputs: dict[str, Any]) -> None:
         super().__init__(layer)
-        self.receive = partial(_receive_once, outputs, name)
+        self._own_receive = partial(_receive_once, outputs, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.layer(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-        self.receive(output)
+        output = self._own_module(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        self._own_receive(output)
         return output
 
 
@@ -245,21 +242,21 @@ def _receive_once(outputs: dict[str, Any], name: str, output: Any) -> None:
     outputs[name] = jax.ShapeDtypeStruct(output.shape, output.dtype)
 
 
-class _Scoped(_Wrapper):
+class _Scoped(Wrapper):
     """A module without a rule, named in the operations it is traced to."""
 
     def __init__(self, layer: nnx.Module, path: Path, probe: Array | None) -> None:
         super().__init__(layer)
-        self.path = path
-        self.probe = nnx.data(probe)
+        self._own_path = path
+        self._own_probe = nnx.data(probe)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with layer_scope(self.path, self.layer):
-            output = self.layer(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-        return output if self.probe is None else _probe(output, self.probe)
+        with layer_scope(self._own_path, self._own_module):
+            output = self._own_module(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        return output if self._own_probe is None else _jaxpoison_probe(output, self._own_probe)
 
 
-class _Ruled(_Wrapper):
+class _Ruled(Wrapper):
     """A layer whose backward pass is a rule."""
 
     def __init__(
@@ -271,49 +268,55 @@ class _Ruled(_Wrapper):
         met: Callable[[RuledLayer], None] | None,
     ) -> None:
         super().__init__(layer)
-        self.row = row
-        self.book = nnx.data(book)
-        self.probe = nnx.data(probe)
-        self.met = met
+        self._own_row = row
+        self._own_book = nnx.data(book)
+        self._own_probe = nnx.data(probe)
+        self._own_met = met
 
-    def __call__(self, *inputs: Array) -> Array:
-        if self.met is not None:
-            self.met(self.row)
-        graphdef, state = nnx.split(self.layer)
-        output = _propagate(self.row.rule, graphdef, state, inputs, self.book)
-        return output if self.probe is None else _probe(output, self.probe)
+    def __call__(self, *inputs: Array, **options: Any) -> Array:
+        if self._own_met is not None:
+            self._own_met(self._own_row)
+        graphdef, state = nnx.split(self._own_module)
+        static = _Layer(self._own_row.rule, graphdef, tuple(sorted(options.items())))
+        output = _jaxpoison_rule(static, state, inputs, self._own_book)
+        return output if self._own_probe is None else _jaxpoison_probe(output, self._own_probe)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@dataclass(frozen=True)
+class _Layer:
+    """What is fixed when a layer under a rule is traced."""
+
+    rule: Rule
+    graphdef: nnx.GraphDef[Any]
+    # Options of the call, such as ``deterministic``; rules know the layer alone.
+    options: tuple[tuple[str, Any], ...]
+
+    def module(self, state: PyTree) -> Callable[..., Array]:
+        return nnx.merge(self.graphdef, state)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _layer(
-    rule: Rule,  # noqa: ARG001
-    graphdef: nnx.GraphDef[Any],
+    static: _Layer,
     state: PyTree,
     inputs: tuple[Array, ...],
     book: Array | None,  # noqa: ARG001
 ) -> Array:
-    return nnx.merge(graphdef, state)(*inputs)
+    return static.module(state)(*inputs, **dict(static.options))
 
 
 def _layer_forward(
-    rule: Rule,
-    graphdef: nnx.GraphDef[Any],
-    state: PyTree,
-    inputs: tuple[Array, ...],
-    book: Array | None,
+    static: _Layer, state: PyTree, inputs: tuple[Array, ...], book: Array | None
 ) -> tuple[Array, tuple[PyTree, tuple[Array, ...], Array | None]]:
-    return _layer(rule, graphdef, state, inputs, book), (state, inputs, book)
+    return _layer(static, state, inputs, book), (state, inputs, book)
 
 
 def _layer_backward(
-    rule: Rule,
-    graphdef: nnx.GraphDef[Any],
-    saved: tuple[PyTree, tuple[Array, ...], Array | None],
-    outgoing: Array,
+    static: _Layer, saved: tuple[PyTree, tuple[Array, ...], Array | None], outgoing: Array
 ) -> tuple[None, tuple[Array, ...], Array | None]:
     state, inputs, book = saved
-    layer = nnx.merge(graphdef, state)
-    handed = rule.relevance(layer, inputs, outgoing)
+    layer = static.module(state)
+    handed = static.rule.relevance(layer, inputs, outgoing)
     if book is None:
         return None, handed, None
 
@@ -323,7 +326,7 @@ def _layer_backward(
     booked = (
         per_image(outgoing),
         jnp.stack([per_image(r) for r in handed]).sum(0),
-        rule.bias_relevance(layer, inputs, outgoing),
+        static.rule.bias_relevance(layer, inputs, outgoing),
     )
     return None, handed, jnp.stack(booked, axis=1)
 
@@ -331,15 +334,11 @@ def _layer_backward(
 _layer.defvjp(_layer_forward, _layer_backward)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _propagate(
-    rule: Rule,
-    graphdef: nnx.GraphDef[Any],
-    state: PyTree,
-    inputs: tuple[Array, ...],
-    book: Array | None,
+@partial(jax.jit, static_argnums=0)
+def _jaxpoison_rule(
+    static: _Layer, state: PyTree, inputs: tuple[Array, ...], book: Array | None
 ) -> Array:
-    return _layer(rule, graphdef, state, inputs, book)
+    return _layer(static, state, inputs, book)
 
 
 @jax.custom_vjp
@@ -351,10 +350,10 @@ _both.defvjp(lambda x, probe: (x, None), lambda _, g: (g, g))
 
 
 @jax.jit
-def _probe(x: Array, probe: Array) -> Array:
+def _jaxpoison_probe(x: Array, probe: Array) -> Array:
     """``x``; its relevance is the probe's too."""
     return _both(x, probe)
 
 
 # Operations know the calls that have rules by the names of these jitted functions.
-_MARKERS = frozenset({"_propagate", "_probe"})
+_MARKERS = frozenset({"_jaxpoison_rule", "_jaxpoison_probe"})

@@ -189,6 +189,11 @@ class ZBox(ShareRule):
         check_positive("epsilon", self.epsilon)
         if not (np.asarray(self.low) < np.asarray(self.high)).all():
             raise ValueError(f"low must be below high, found {self.low} and {self.high}")
+        # Rules are static arguments of jitted functions: they must hash.
+        for name in ("low", "high"):
+            if not isinstance(getattr(self, name), float | int):
+                bounds = tuple(float(v) for v in getattr(self, name))
+                object.__setattr__(self, name, bounds)
 
     def shares(self, layer: Layer, inputs: tuple[Array, ...]) -> Sequence[Shares]:
         """See :meth:`ShareRule.shares`."""

@@ -140,8 +140,8 @@ def stabilized(z: Array, epsilon: float) -> Array:
 def changed(layer: Layer, kernel: Modify, bias: Modify | None) -> Layer:
     """The layer with its kernel and bias changed; the layer itself is not.
 
-    Layers without parameters (pooling, sums) come back as they are: all their
-    weights are positive and equal, and shares do not depend on a common factor.
+    Layers without parameters (pooling, sums) count as having the weight 1
+    everywhere: shares do not depend on a common positive factor.
 
     Args:
         layer: A dense layer, a convolution, or a linear layer without parameters.
@@ -149,10 +149,17 @@ def changed(layer: Layer, kernel: Modify, bias: Modify | None) -> Layer:
         bias: Changes the bias; ``None`` makes it 0.
 
     Raises:
-        ValueError: The layer has parameters other than ``kernel`` and ``bias``.
+        ValueError: The layer has parameters other than ``kernel`` and ``bias``,
+            or other layers inside.
     """
-    if not isinstance(layer, nnx.Module):
-        return layer
+    if not isinstance(layer, nnx.Module) or not jax.tree.leaves(nnx.state(layer, nnx.Param)):
+        weight = kernel(jnp.ones(()))
+        return lambda *inputs: weight * layer(*inputs)
+    if any(isinstance(child, nnx.Module) for _, child in nnx.iter_children(layer)):
+        raise ValueError(
+            f"rules by share need layers with a kernel and a bias, found a {type(layer).__name__} "
+            "with layers inside; give those the rule"
+        )
     copy = nnx.clone(layer)
     for name, parameter in list(nnx.iter_children(copy)):
         if not isinstance(parameter, nnx.Param):

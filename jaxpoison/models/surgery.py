@@ -29,12 +29,16 @@ def replace_modules(
     """
     # With the module itself, so that it lives and its id is not given to another.
     known: dict[int, tuple[nnx.Module, nnx.Module]] = {}
+    visited: set[int] = set()
 
     def visit(path: Path, node: Any) -> None:
         for key, child in list(nnx.iter_children(node)):
             here = (*path, key)
             if isinstance(child, nnx.List | nnx.Dict):
-                visit(here, child)
+                # The copy holds it, so its id stays its own.
+                if id(child) not in visited:
+                    visited.add(id(child))
+                    visit(here, child)
             elif isinstance(child, nnx.Module):
                 if id(child) not in known:
                     known[id(child)] = child, replaced(here, child)
@@ -50,6 +54,25 @@ def replace_modules(
         return module if wrapper is None else wrapper(path, module)
 
     return replaced((), nnx.clone(model))  # pyright: ignore[reportReturnType]
+
+
+class Wrapper(nnx.Module):
+    """Stands for a module, whose attributes it shows.
+
+    Names of its own begin with ``_own``, to leave all others to the module.
+
+    Args:
+        module: The module it stands for.
+    """
+
+    def __init__(self, module: nnx.Module) -> None:
+        self._own_module = module
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for names the wrapper itself lacks.
+        if name.startswith(("_own", "_pytree", "__")):
+            raise AttributeError(name)
+        return getattr(self._own_module, name)
 
 
 def _assign(node: Any, key: Key, value: nnx.Module) -> None:
