@@ -186,7 +186,7 @@ conserving = st.sampled_from(
 )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(networks, conserving, st.integers(0, 2**16))
 def test_relevance_is_conserved(shape, composite, seed):
     model = Random(*shape)
@@ -199,7 +199,7 @@ def test_relevance_is_conserved(shape, composite, seed):
     np.testing.assert_allclose(relevance.sum((1, 2, 3)), start, rtol=1e-3, atol=1e-6)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(networks, st.sampled_from(sorted(COMPOSITES)), st.integers(0, 2**16))
 def test_relevance_is_linear_in_its_start(shape, name, seed):
     model = Random(*shape, bias=True)

@@ -17,7 +17,6 @@ def layers():
     return {
         "dense": (nnx.Linear(12, 5, bias_init=bias, rngs=rngs), (12,)),
         "same": (nnx.Conv(3, 4, (3, 3), bias_init=bias, rngs=rngs), (5, 4, 3)),
-        "valid": (nnx.Conv(3, 4, (2, 2), padding="VALID", rngs=rngs), (5, 4, 3)),
         "no bias": (nnx.Conv(3, 4, (2, 2), use_bias=False, rngs=rngs), (5, 4, 3)),
         "strided": (nnx.Conv(3, 4, (3, 3), strides=2, bias_init=bias, rngs=rngs), (6, 6, 3)),
         "grouped": (nnx.Conv(4, 4, (3, 3), feature_group_count=2, rngs=rngs), (4, 4, 4)),
