@@ -18,6 +18,7 @@ from jaxpoison._checks import check_integer, check_one_class_each, check_positiv
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.propagation import Targets, propagate, start_relevance
 from jaxpoison.models.inference import evaluation_view, map_batches
+from jaxpoison.parallel import over_devices
 
 Function = Callable[[Array], Array]
 
@@ -226,7 +227,8 @@ def explain(
     graphdef, state = nnx.split(evaluation_view(model))
     arrays = [images] if classes is None else [images, np.asarray(classes, np.int32)]
     relevance, logits = map_batches(
-        partial(_attribute, LRP() if method is None else method, graphdef, state),
+        partial(_attribute, LRP() if method is None else method, graphdef),
+        state,
         *arrays,
         batch_size=batch_size,
         progress=progress,
@@ -244,4 +246,10 @@ def _attribute(
     images: Array,
     classes: Array | None = None,
 ) -> tuple[Array, Array]:
-    return method.attribute(graphdef, state, images.astype(jnp.float32) / 255, classes)
+    def attribute(
+        state: PyTree, images: Array, targets: Array | None = None
+    ) -> tuple[Array, Array]:
+        return method.attribute(graphdef, state, images, targets)
+
+    batch = [images.astype(jnp.float32) / 255]
+    return over_devices(attribute)(state, *batch, *([] if classes is None else [classes]))

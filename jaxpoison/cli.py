@@ -40,6 +40,7 @@ examples:
 The work directory gets config.json, result.json, suspects.csv and report.html.
 """
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_MOST_CPU_DEVICES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if arguments is None:
         _use_huge_pages()
+        _use_one_device_per_core()
     # Imported after the process-wide settings, which JAX reads when it starts.
     from jaxpoison.pipeline import RunConfig, explain_all, run
     from jaxpoison.report.html import write_report
@@ -181,6 +183,14 @@ def _use_huge_pages() -> None:
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, _HUGE_PAGES]))
         os.execv(sys.executable, [sys.executable, "-m", "jaxpoison", *sys.argv[1:]])
+
+
+def _use_one_device_per_core() -> None:
+    """Lets batches be split over the cores of a CPU; without effect on accelerators."""
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", min(cores, _MOST_CPU_DEVICES))
 
 
 def _print_result(outcome: RunOutcome, workdir: Path, seconds: float) -> None:

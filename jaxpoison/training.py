@@ -18,6 +18,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from jaxpoison._checks import check_choice, check_integer, check_positive
@@ -25,6 +27,7 @@ from jaxpoison._progress import Bar
 from jaxpoison.augment import Augmentation
 from jaxpoison.datasets.dataset import Dataset
 from jaxpoison.models.inference import evaluation_view, predict
+from jaxpoison.parallel import BATCH, mesh_for, shardings_for
 
 PROTOCOLS = ("fast", "paper")
 SCHEDULES = ("constant", "one-cycle")
@@ -45,8 +48,9 @@ class TrainConfig:
         patience: Epochs without a fall in validation loss after which training
             stops; ``None`` never stops early.
         augmentation: Random transformations of the training images, or ``None``.
-        compute_dtype: Type convolutions compute in while training; parameters
-            are always float32, and so is everything after training.
+        compute_dtype: Type convolutions and batch normalisations compute in
+            while training; statistics and parameters are always float32, and so
+            is everything after training.
         seed: Seed of order, augmentation and dropout.
     """
 
@@ -145,6 +149,9 @@ Step = Callable[
 def make_train_step(model: nnx.Module, config: TrainConfig, steps: int) -> tuple[TrainState, Step]:
     """Builds the jitted training step of a model.
 
+    The batch is split over this process's devices, with the statistics of batch
+    normalisation taken over all of it.
+
     Args:
         model: Takes images in [0, 1], gives logits; not changed.
         config: How to train.
@@ -155,8 +162,15 @@ def make_train_step(model: nnx.Module, config: TrainConfig, steps: int) -> tuple
         batch's indices and a key that returns the next state and the batch's
         mean loss and accuracy. The state given to it must not be used again.
     """
+    mesh = mesh_for(config.batch_size)
     working = nnx.with_attributes(
-        model, only=nnx.Conv, dtype=jnp.dtype(config.compute_dtype), raise_if_not_found=False
+        model,
+        only=(nnx.Conv, nnx.BatchNorm),
+        dtype=jnp.dtype(config.compute_dtype),
+        raise_if_not_found=False,
+    )
+    working = nnx.with_attributes(
+        working, only=nnx.BatchNorm, axis_name=BATCH, raise_if_not_found=False
     )
     working.train()
     graphdef, parameters, rest = nnx.split(working, nnx.Param, ...)
@@ -175,24 +189,50 @@ def make_train_step(model: nnx.Module, config: TrainConfig, steps: int) -> tuple
         accuracy = (logits.argmax(-1) == labels).mean()
         return losses.mean(), (accuracy, nnx.state(net, nnx.Not(nnx.Param)))
 
+    # Every device takes its part of the batch; batch statistics and gradients are
+    # averaged over all, so that the step is that of the whole batch.
     @partial(jax.jit, donate_argnums=0)
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P(BATCH), P()),
+        out_specs=P(),
+        check_vma=False,
+    )
     def step(
         state: TrainState, images: Array, labels: Array, indices: Array, key: Array
     ) -> tuple[TrainState, Array]:
+        part = jax.lax.axis_index(BATCH)
         batch = images[indices].astype(jnp.float32) / 255
         if config.augmentation is not None:
-            batch = config.augmentation(key, batch)
+            batch = config.augmentation(jax.random.fold_in(key, part), batch)
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, (accuracy, rest)), grads = gradient(
-            state.parameters, state.rest, batch, labels[indices]
+            state.parameters, _with_keys_of(part, state.rest), batch, labels[indices]
         )
+        value, accuracy, grads = jax.lax.pmean((value, accuracy, grads), BATCH)
         updates, optimizer_state = optimizer.update(grads, state.optimizer)
         parameters = optax.apply_updates(state.parameters, updates)
+        rest = _with_keys(state.rest, rest)
         return TrainState(parameters, rest, optimizer_state), jnp.stack([value, accuracy])
 
-    # Copies: the step gives its input's memory away, the model must keep its own.
     state = TrainState(parameters, rest, optimizer.init(parameters))
-    return jax.tree.map(jnp.copy, state), step
+    # Copies: the step gives its input's memory away, the model must keep its own.
+    return jax.device_put(jax.tree.map(jnp.copy, state), NamedSharding(mesh, P())), step
+
+
+def _is_key(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _with_keys_of(part: Array, state: PyTree) -> PyTree:
+    """The state with random keys of their own for a part of the batch."""
+    return jax.tree.map(lambda x: jax.random.fold_in(x, part) if _is_key(x) else x, state)
+
+
+def _with_keys(keys: PyTree, state: PyTree) -> PyTree:
+    """The state with the random keys of another."""
+    return jax.tree.map(lambda k, x: k if _is_key(x) else x, keys, state)
 
 
 def fit(
@@ -238,7 +278,8 @@ def fit(
             state, best, history = restored
     # The step takes its input's memory, so what is kept must be a copy.
     best = jax.tree.map(jnp.copy, best)
-    images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
+    everywhere, _ = shardings_for(config.batch_size)
+    images, labels = jax.device_put((train.images, train.labels), everywhere)
     scored = nnx.clone(model)
     total = config.epochs * steps * config.batch_size
     with Bar("training", total, unit="images", show=progress) as bar:
@@ -297,7 +338,9 @@ def fit(
                 manager.save(state, best, history)
     if manager is not None:
         manager.close()
-    nnx.update(model, best.parameters, best.rest)
+    # By way of the host: the model is not bound to the devices that trained it.
+    trained = (best.parameters, best.rest)
+    nnx.update(model, *_typed([jnp.asarray(np.asarray(x)) for x in _plain(trained)], trained))
     model.eval()
     return history
 
@@ -362,15 +405,12 @@ class _Checkpoints:
 
 
 def _plain(tree: PyTree) -> list[Array]:
-    return [
-        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        for x in jax.tree.leaves(tree)
-    ]
+    return [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
 
 
 def _typed(leaves: list[Array], like: PyTree) -> Any:
     restored = [
-        jax.random.wrap_key_data(x) if jnp.issubdtype(y.dtype, jax.dtypes.prng_key) else x
+        jax.random.wrap_key_data(x) if _is_key(y) else x
         for x, y in zip(leaves, jax.tree.leaves(like), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), restored)

@@ -1,10 +1,14 @@
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxpoison import Dataset, Splits, synthetic
+
+# Two devices, so that everything that is split over devices is split in tests.
+jax.config.update("jax_num_cpu_devices", 2)
 
 GTSRB = Path(os.environ.get("JAXPOISON_GTSRB", "../shared/data/gtsrb32.zip"))
 

@@ -183,7 +183,7 @@ def test_unknown_layer_lists_those_there_are(small, noise):
 
 def test_map_batches_refuses_nothing():
     with pytest.raises(ValueError, match="at least one image, found none"):
-        map_batches(lambda x: x, np.zeros((0, 3)))
+        map_batches(lambda shared, x: x, (), np.zeros((0, 3)))
 
 
 def test_saved_models_come_back(small, noise, tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxpoison import Dataset, TrainConfig, fit, predict, protocol, training
+from jaxpoison.parallel import mesh_for
 
 
 class Small(nnx.Module):
@@ -48,6 +50,54 @@ def test_learns_and_keeps_the_best_epoch(bright):
     assert history.best == int(np.argmin(losses))
     assert training.evaluate(model, bright)[0] == pytest.approx(min(losses), rel=1e-5)
     assert (predict(model, bright.images).argmax(-1) == bright.labels).all()
+
+
+def test_devices_do_not_change_the_step(bright, monkeypatch):
+    """Two devices with half the batch each make the step of one with all of it."""
+    config = dataclasses.replace(CONFIG, compute_dtype="float32")
+    images, labels = jax.numpy.asarray(bright.images), jax.numpy.asarray(bright.labels)
+    stepped = {}
+    for devices in (1, 2):
+        assert len(jax.local_devices()) >= devices
+        monkeypatch.setattr(
+            training, "mesh_for", partial(mesh_for, devices=jax.local_devices()[:devices])
+        )
+        model = Small()
+        model.dropout.rate = 0.0
+        state, step = training.make_train_step(model, config, 3)
+        state, metrics = step(state, images, labels, jax.numpy.arange(16), jax.random.key(0))
+        assert len(metrics.sharding.device_set) == devices
+        # Adam's first moments are a tenth of the gradients.
+        moments = state.optimizer[0].mu
+        statistics = [x for x in jax.tree.leaves(state.rest) if x.dtype == np.float32]
+        stepped[devices] = [metrics, *jax.tree.leaves(moments), *statistics]
+    for one, two in zip(stepped[1], stepped[2], strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_each_device_drops_other_units(bright, monkeypatch):
+    monkeypatch.setattr(training, "mesh_for", partial(mesh_for, devices=jax.local_devices()[:2]))
+    images = jax.numpy.asarray(np.repeat(bright.images[:1], 16, 0))
+    seen = []
+    model = Small()
+    model.dropout.rate = 0.5
+
+    class Spy(nnx.Module):
+        def __init__(self, dropout):
+            self.dropout = dropout
+
+        def __call__(self, x):
+            y = self.dropout(x)
+            jax.debug.callback(lambda kept: seen.append(np.asarray(kept)), y[0] != 0)
+            return y
+
+    model.dropout = Spy(model.dropout)
+    state, step = training.make_train_step(model, CONFIG, 1)
+    labels = jax.numpy.zeros(16, int)
+    jax.block_until_ready(step(state, images, labels, jax.numpy.arange(16), jax.random.key(0)))
+    jax.effects_barrier()
+    assert len(seen) == 2
+    assert (seen[0] != seen[1]).any()
 
 
 def test_seed_decides(bright):

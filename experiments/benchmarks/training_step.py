@@ -1,8 +1,9 @@
 """Images per second of one training step of the compact Inception, batch 128.
 
 Forward, backward and Adam, compilation excluded; JAX with plain Flax
-convolutions, with this package's, and PyTorch on the same network, one after
-the other in the same run. About two minutes:
+convolutions, with this package's (the batch split over one device per core,
+as the command line does it, and on one device), and PyTorch on the same
+network, one after the other in the same run. About two minutes:
 
     pip install -e '.[bench]'
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m experiments.benchmarks.training_step
@@ -17,6 +18,8 @@ import gc
 import os
 import time
 from collections.abc import Callable
+from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +29,8 @@ from flax import nnx
 from jax import lax
 
 from experiments.benchmarks.reporting import machine, record, versions
-from jaxpoison import CompactInception, TrainConfig
+from jaxpoison import CompactInception, TrainConfig, training
+from jaxpoison.parallel import mesh_for
 from jaxpoison.training import make_train_step
 
 BATCH, CLASSES, ROUNDS = 128, 43, 8
@@ -56,9 +60,12 @@ def flax_model(plain: bool) -> CompactInception:
     return model
 
 
-def jax_step(plain: bool, dtype: str) -> float:
+def jax_step(plain: bool, dtype: str, devices: int | None = None) -> float:
     config = TrainConfig(batch_size=BATCH, augmentation=None, compute_dtype=dtype)
-    state, step = make_train_step(flax_model(plain), config, 100)
+    split = partial(mesh_for, devices=jax.local_devices()[:devices])
+    # Plain Flax would not split the batch.
+    with mock.patch.object(training, "mesh_for", split):
+        state, step = make_train_step(flax_model(plain), config, 100)
     images, labels = (jnp.asarray(x) for x in data())
     order, key = jnp.arange(BATCH), jax.random.key(0)
     holder = [state]
@@ -138,11 +145,14 @@ def torch_step(bfloat16: bool) -> float:
 
 
 def main() -> None:
+    # As the command line does; plain Flax and PyTorch use both cores by themselves.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     rows = {}
     for name, step in (
-        ("Flax, lax.conv, float32", lambda: jax_step(True, "float32")),
+        ("Flax, lax.conv, float32", lambda: jax_step(True, "float32", devices=1)),
         ("jaxpoison, float32", lambda: jax_step(False, "float32")),
         ("jaxpoison, bfloat16", lambda: jax_step(False, "bfloat16")),
+        ("jaxpoison, bfloat16, one device", lambda: jax_step(False, "bfloat16", devices=1)),
         ("PyTorch, float32, channels last", lambda: torch_step(False)),
         ("PyTorch, bfloat16 autocast, channels last", lambda: torch_step(True)),
     ):

@@ -16,6 +16,7 @@ from jaxpoison._checks import check_one_class_each
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.propagation import RuledLayer, propagate, ruled_layers
 from jaxpoison.models.inference import evaluation_view, map_batches
+from jaxpoison.parallel import over_devices
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def conservation(
     rules = paper() if composite is None else composite
     graphdef, state = nnx.split(evaluation_view(model))
     start, *books = map_batches(
-        partial(_ledger, rules, graphdef, state),
+        partial(_ledger, rules, graphdef),
+        state,
         images,
         np.asarray(classes, np.int32),
         batch_size=batch_size,
@@ -110,7 +112,8 @@ def layer_relevance(
     rules = paper() if composite is None else composite
     graphdef, state = nnx.split(evaluation_view(model))
     return map_batches(
-        partial(_at_layers, rules, graphdef, tuple(layers), state),
+        partial(_at_layers, rules, graphdef, tuple(layers)),
+        state,
         images,
         np.asarray(classes, np.int32),
         batch_size=batch_size,
@@ -121,10 +124,12 @@ def layer_relevance(
 def _ledger(
     composite: Composite, graphdef: nnx.GraphDef[Any], state: PyTree, images: Array, classes: Array
 ) -> tuple[Array, ...]:
-    pixels = images.astype(jnp.float32) / 255
-    found = propagate(graphdef, composite, state, pixels, classes, ledger=True)
-    start = jnp.abs(jnp.take_along_axis(found.logits, classes[:, None], 1)[:, 0])
-    return (start, *found.ledger)
+    def books(state: PyTree, pixels: Array, classes: Array) -> tuple[Array, ...]:
+        found = propagate(graphdef, composite, state, pixels, classes, ledger=True)
+        start = jnp.abs(jnp.take_along_axis(found.logits, classes[:, None], 1)[:, 0])
+        return (start, *found.ledger)
+
+    return over_devices(books)(state, images.astype(jnp.float32) / 255, classes)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -136,5 +141,7 @@ def _at_layers(
     images: Array,
     classes: Array,
 ) -> dict[str, Array]:
-    pixels = images.astype(jnp.float32) / 255
-    return propagate(graphdef, composite, state, pixels, classes, layers).layers
+    def found(state: PyTree, pixels: Array, classes: Array) -> dict[str, Array]:
+        return propagate(graphdef, composite, state, pixels, classes, layers).layers
+
+    return over_devices(found)(state, images.astype(jnp.float32) / 255, classes)

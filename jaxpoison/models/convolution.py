@@ -119,9 +119,21 @@ _STACKED_ROWS = 3
 
 
 def _chunk(n: int, values: int) -> int:
-    """Images per chunk: the largest divisor of ``n`` that keeps a chunk near 2 MB."""
-    limit = max(1, (1 << 19) // values)
+    """Images per chunk: the largest divisor of ``n`` that keeps a chunk near 1 MB."""
+    limit = max(1, (1 << 18) // values)
     return next(size for size in range(min(limit, n), 0, -1) if n % size == 0)
+
+
+# XLA on CPUs has no bfloat16 updates in place: a loop that reads or writes a part of a
+# bfloat16 array converts the whole array in every turn. Loops see its bits instead.
+
+
+def _bits(x: Array) -> Array:
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _from_bits(x: Array, dtype: Any) -> Array:
+    return lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -155,15 +167,16 @@ def _matmul_correlate(x: Array, w: Array, *, pads: _Pads) -> Array:
     size = _chunk(n, h * width * max(c, d) * (1 + (rows > 1)))
 
     def one(chunk: Array) -> Array:
-        stacked = _stack_rows(_pad(chunk, pads), rows)
+        stacked = _stack_rows(_pad(_from_bits(chunk, x.dtype), pads), rows)
         parts = _dot(stacked.reshape(-1, rows * c), kernel)
         parts = parts.reshape(*stacked.shape[:3], shifted_rows, kw, d)
         y = parts[:, :ho, :wo, 0, 0]
         for i, j in list(np.ndindex(shifted_rows, kw))[1:]:
             y += parts[:, i : i + ho, j : j + wo, i, j]
-        return y.astype(x.dtype)
+        return _bits(y.astype(x.dtype))
 
-    return lax.map(one, x.reshape(-1, size, h, width, c)).reshape(n, ho, wo, d)
+    y = lax.map(one, _bits(x.reshape(-1, size, h, width, c)))
+    return _from_bits(y, x.dtype).reshape(n, ho, wo, d)
 
 
 def _matmul_gradients(x: Array, w: Array, g: Array, *, pads: _Pads) -> tuple[Array, Array]:
@@ -185,18 +198,19 @@ def _matmul_weight_gradient(x: Array, g: Array, kh: int, kw: int, pads: _Pads) -
     # One transposition outside the loop lets every product below contract in
     # the natural order, the only one that CPU kernels run fast. Without the
     # barrier XLA moves it back into the loop.
-    g = lax.optimization_barrier(g.reshape(-1, size * ho * wo, d).swapaxes(1, 2))
+    g = lax.optimization_barrier(_bits(g.reshape(-1, size * ho * wo, d).swapaxes(1, 2)))
     offsets = list(np.ndindex(kh // rows, kw))
 
     def add(sums: list[Array], chunk: tuple[Array, Array]) -> tuple[list[Array], None]:
-        stacked, cotangent = _stack_rows(_pad(chunk[0], pads), rows), chunk[1]
+        image, cotangent = (_from_bits(part, x.dtype) for part in chunk)
+        stacked = _stack_rows(_pad(image, pads), rows)
         return [
             total + _dot(cotangent, stacked[:, i : i + ho, j : j + wo].reshape(-1, rows * c))
             for total, (i, j) in zip(sums, offsets, strict=True)
         ], None
 
     zeros = [jnp.zeros((d, rows * c), jnp.float32)] * len(offsets)
-    sums, _ = lax.scan(add, zeros, (x.reshape(-1, size, h, width, c), g))
+    sums, _ = lax.scan(add, zeros, (_bits(x.reshape(-1, size, h, width, c)), g))
     # [shifted rows * kw, d, stacked rows, c] -> [kh, kw, c, d]
     gradient = jnp.stack(sums).reshape(kh // rows, kw, d, rows, c)
     return gradient.transpose(0, 3, 1, 4, 2).reshape(kh, kw, c, d)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from jaxpoison._progress import Bar
 from jaxpoison.models.surgery import Path, find_module, replace_modules
+from jaxpoison.parallel import over_devices, shardings_for
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -32,18 +33,20 @@ def parameter_count(model: nnx.Module) -> int:
 
 def map_batches(
     function: Callable[..., PyTree],
+    shared: PyTree,
     *arrays: np.ndarray,
     batch_size: int = 128,
     progress: str | None = None,
 ) -> PyTree:
-    """Applies a jitted function batch by batch; results come back as NumPy arrays.
+    """Applies a function batch by batch; results come back as NumPy arrays.
 
-    The last batch is filled up by repeating its last row, so that every call
-    has the same shape; the surplus is cut off the result.
+    Every batch is split over this process's devices. The last one is filled up
+    by repeating its last row, so that every call has the same shape; the
+    surplus is cut off the result.
 
     Args:
-        function: Takes one batch of every array, gives a pytree of arrays
-            whose first axis is the batch.
+        function: Made by :func:`jaxpoison.parallel.over_devices`, and jitted.
+        shared: Its first argument.
         *arrays: Arrays of equal length, at least 1.
         batch_size: Rows per call.
         progress: Title of a progress bar; none is shown without it.
@@ -55,6 +58,8 @@ def map_batches(
     if n == 0:
         raise ValueError("expected at least one image, found none")
     size = min(batch_size, n)
+    everywhere, split = shardings_for(size)
+    shared = jax.device_put(shared, everywhere)
     results = []
     pending: PyTree | None = None
     with Bar(progress or "", n, unit="images", show=progress is not None) as bar:
@@ -64,7 +69,7 @@ def map_batches(
             if missing:
                 parts = [np.concatenate([p, np.repeat(p[-1:], missing, 0)]) for p in parts]
             # One batch is computed while the one before it is copied to the host.
-            following = function(*map(jnp.asarray, parts))
+            following = function(shared, *(jax.device_put(p, split) for p in parts))
             if pending is not None:
                 results.append(jax.tree.map(np.asarray, pending))
                 bar.advance(size)
@@ -76,7 +81,9 @@ def map_batches(
 
 @partial(jax.jit, static_argnums=0)
 def _logits(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
-    return nnx.merge(graphdef, state)(images.astype(jnp.float32) / 255)
+    return over_devices(lambda state, x: nnx.merge(graphdef, state)(x))(
+        state, images.astype(jnp.float32) / 255
+    )
 
 
 def predict(
@@ -96,7 +103,7 @@ def predict(
     """
     graphdef, state = nnx.split(evaluation_view(model))
     return map_batches(
-        partial(_logits, graphdef, state), images, batch_size=batch_size, progress=progress
+        partial(_logits, graphdef), state, images, batch_size=batch_size, progress=progress
     )
 
 
@@ -123,7 +130,8 @@ def layer_outputs(
     path = find_module(model, layer)
     graphdef, state = nnx.split(evaluation_view(model))
     return map_batches(
-        partial(_layer_outputs, graphdef, path, state),
+        partial(_layer_outputs, graphdef, path),
+        state,
         images,
         batch_size=batch_size,
         progress=progress,
@@ -132,17 +140,20 @@ def layer_outputs(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _layer_outputs(graphdef: nnx.GraphDef, path: Path, state: nnx.State, images: Array) -> Array:
-    outputs: list[Array] = []
-    tapped = replace_modules(
-        nnx.merge(graphdef, state),
-        lambda here, module: _Tap(module, outputs.append) if here == path else None,
-    )
-    tapped(images.astype(jnp.float32) / 255)
-    if len(outputs) != 1:
-        raise ValueError(
-            f"the model must call {'.'.join(map(str, path))} once, found {len(outputs)} calls"
+    def outputs(state: nnx.State, images: Array) -> Array:
+        found: list[Array] = []
+        tapped = replace_modules(
+            nnx.merge(graphdef, state),
+            lambda here, module: _Tap(module, found.append) if here == path else None,
         )
-    return outputs[0].reshape(len(images), -1)
+        tapped(images)
+        if len(found) != 1:
+            raise ValueError(
+                f"the model must call {'.'.join(map(str, path))} once, found {len(found)} calls"
+            )
+        return found[0].reshape(len(images), -1)
+
+    return over_devices(outputs)(state, images.astype(jnp.float32) / 255)
 
 
 class _Tap(nnx.Module):

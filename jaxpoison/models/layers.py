@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
@@ -133,6 +135,17 @@ class Identity(nnx.Module):
         return x
 
 
+def _promote_all_but_bias(
+    args: tuple[Any, ...], /, *, dtype: Any = None, inexact: bool = True
+) -> Any:
+    """Lets a bias be added, and its gradient summed, in the parameter's own float32.
+
+    XLA on CPUs sums bfloat16 cotangents a hundred times slower than float32 ones.
+    """
+    *operands, bias = args
+    return (*promote_dtype(tuple(operands), dtype=dtype, inexact=inexact), bias)
+
+
 class ConvBlock(nnx.Module):
     """Convolution with bias, batch normalisation, ReLU.
 
@@ -162,6 +175,7 @@ class ConvBlock(nnx.Module):
             padding=padding,
             dtype=dtype,
             conv_general_dilated=conv_general_dilated,
+            promote_dtype=_promote_all_but_bias,
             rngs=rngs,
         )
         self.norm = nnx.BatchNorm(out_features, use_running_average=False, momentum=0.9, rngs=rngs)
