@@ -32,7 +32,7 @@ from jaxpoison.parallel import BATCH, mesh_for, shardings_for
 PROTOCOLS = ("fast", "paper")
 SCHEDULES = ("constant", "one-cycle")
 # The fast protocol shows the network at least this many images, however small the data.
-_FAST_IMAGES = 24_000
+_FAST_IMAGES = 20_000
 _STEPS_PER_REPORT = 8
 
 

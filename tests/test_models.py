@@ -14,13 +14,13 @@ from jaxpoison.models.surgery import replace_modules
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def both(x, w, padding, **options):
+def both(x, w, padding, strides=(1, 1), **options):
     """Values and gradients of our convolution and of lax's."""
     results = []
     for function in (conv_general_dilated, lax.conv_general_dilated):
 
         def run(x, w, function=function):
-            return function(x, w, (1, 1), padding, dimension_numbers=NHWC, **options)
+            return function(x, w, strides, padding, dimension_numbers=NHWC, **options)
 
         y, vjp = jax.vjp(run, x, w)
         cotangent = jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(jnp.bfloat16)
@@ -77,12 +77,22 @@ def test_other_convolutions_go_to_lax(options, rng):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_strided_convolution_goes_to_lax(rng):
-    x = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32)
-    w = jnp.asarray(rng.normal(size=(3, 3, 4, 5)), jnp.float32)
-    ours = conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NHWC)
-    theirs = lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NHWC)
-    np.testing.assert_array_equal(ours, theirs)
+@pytest.mark.parametrize(
+    ("side", "kernel", "strides", "padding"),
+    [
+        (8, (3, 3), (2, 2), ((1, 1), (1, 1))),
+        (7, (3, 3), (2, 2), "SAME"),
+        (8, (1, 1), (2, 2), "VALID"),
+        (7, (5, 3), (2, 1), ((1, 1), (2, 0))),
+        (8, (2, 2), (2, 2), "SAME"),
+        (8, (1, 4), (1, 3), "VALID"),
+    ],
+)
+def test_strided_convolution_is_laxs(side, kernel, strides, padding, rng):
+    x = jnp.asarray(rng.normal(size=(2, side, side + 1, 4)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(*kernel, 4, 5)), jnp.float32)
+    for ours, theirs in zip(*both(x, w, padding, strides), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("side", [8, 7])

@@ -11,7 +11,7 @@ The platform is chosen when the computation is lowered.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,13 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
+class _Window(NamedTuple):
+    """Zeros around the input and strides, along both axes."""
+
+    pads: _Pads
+    strides: tuple[int, int] = (1, 1)
+
+
 def conv_general_dilated(
     lhs: Float[Array, "n h w c"],
     rhs: Float[Array, "kh kw c d"],
@@ -32,8 +39,8 @@ def conv_general_dilated(
 ) -> Float[Array, "n ho wo d"]:
     """Drop-in for ``lax.conv_general_dilated``, with a fast path on CPUs.
 
-    The fast path serves 2-D convolutions, channels last, of stride 1 without
-    dilation or groups; all others go to ``lax.conv_general_dilated`` as they
+    The fast path serves 2-D convolutions, channels last, without dilation or
+    groups; all others go to ``lax.conv_general_dilated`` as they
     are. Sums are taken in float32 and the result has the operands' type.
 
     Args:
@@ -45,7 +52,6 @@ def conv_general_dilated(
     """
     plain = (
         rhs.ndim == 4
-        and tuple(window_strides) == (1, 1)
         and tuple(options.get("lhs_dilation") or (1, 1)) == (1, 1)
         and tuple(options.get("rhs_dilation") or (1, 1)) == (1, 1)
         and options.get("feature_group_count", 1) == 1
@@ -58,11 +64,13 @@ def conv_general_dilated(
     if not plain:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
-        pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
+        pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     else:
         pads = padding
     (top, bottom), (left, right) = pads
-    return _correlate(lhs, rhs, ((int(top), int(bottom)), (int(left), int(right))))
+    down, across = window_strides
+    window = _Window(((int(top), int(bottom)), (int(left), int(right))), (int(down), int(across)))
+    return _correlate(lhs, rhs, window)
 
 
 def _channels_last(lhs: Array, rhs: Array, numbers: Any) -> bool:
@@ -71,39 +79,43 @@ def _channels_last(lhs: Array, rhs: Array, numbers: Any) -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _correlate(x: Array, w: Array, pads: _Pads) -> Array:
+def _correlate(x: Array, w: Array, window: _Window) -> Array:
     return lax.platform_dependent(
         x,
         w,
-        cpu=functools.partial(_matmul_correlate, pads=pads),
-        default=functools.partial(_lax_correlate, pads=pads),
+        cpu=functools.partial(_matmul_correlate, window=window),
+        default=functools.partial(_lax_correlate, window=window),
     )
 
 
-def _correlate_forward(x: Array, w: Array, pads: _Pads) -> tuple[Array, tuple[Array, Array]]:
-    return _correlate(x, w, pads), (x, w)
+def _correlate_forward(x: Array, w: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
+    return _correlate(x, w, window), (x, w)
 
 
-def _correlate_backward(pads: _Pads, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _correlate_backward(
+    window: _Window, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     x, w = saved
     return lax.platform_dependent(
         x,
         w,
         g,
-        cpu=functools.partial(_matmul_gradients, pads=pads),
-        default=functools.partial(_lax_gradients, pads=pads),
+        cpu=functools.partial(_matmul_gradients, window=window),
+        default=functools.partial(_lax_gradients, window=window),
     )
 
 
 _correlate.defvjp(_correlate_forward, _correlate_backward)
 
 
-def _lax_correlate(x: Array, w: Array, *, pads: _Pads) -> Array:
-    return lax.conv_general_dilated(x, w, (1, 1), pads, dimension_numbers=_DIMENSIONS)
+def _lax_correlate(x: Array, w: Array, *, window: _Window) -> Array:
+    return lax.conv_general_dilated(
+        x, w, window.strides, window.pads, dimension_numbers=_DIMENSIONS
+    )
 
 
-def _lax_gradients(x: Array, w: Array, g: Array, *, pads: _Pads) -> tuple[Array, Array]:
-    _, vjp = jax.vjp(functools.partial(_lax_correlate, pads=pads), x, w)
+def _lax_gradients(x: Array, w: Array, g: Array, *, window: _Window) -> tuple[Array, Array]:
+    _, vjp = jax.vjp(functools.partial(_lax_correlate, window=window), x, w)
     return vjp(g)
 
 
@@ -154,7 +166,43 @@ def _stack_rows(x: Array, rows: int) -> Array:
     return stacked.reshape(n, height, w, rows * c)
 
 
-def _matmul_correlate(x: Array, w: Array, *, pads: _Pads) -> Array:
+def _without_strides(x: Array, w: Array, window: _Window) -> tuple[Array, Array]:
+    """Input and kernel whose plain correlation is the strided one.
+
+    The pixels that a stride skips become channels: a step over ``s`` pixels is
+    one over a block of them.
+    """
+    for axis, ((low, _), stride) in enumerate(zip(window.pads, window.strides, strict=True)):
+        length, k = x.shape[axis + 1], w.shape[axis]
+        steps = (length + sum(window.pads[axis]) - k) // stride + 1
+        blocks = -(-k // stride)
+        used = (steps + blocks - 1) * stride
+        margin = [(0, 0, 0)] * 4
+        margin[axis + 1] = (low, used - low - length, 0)
+        x = lax.pad(x, jnp.zeros((), x.dtype), margin)
+        if k == 1:
+            # The other pixels of a block meet zeros.
+            x = lax.slice_in_dim(x, 0, None, stride, axis + 1)
+            continue
+        margin = [(0, 0, 0)] * 4
+        margin[axis] = (0, blocks * stride - k, 0)
+        w = lax.pad(w, jnp.zeros((), w.dtype), margin)
+        x = jnp.moveaxis(_blocked(x, axis + 1, stride), axis + 2, -2)
+        x = x.reshape(*x.shape[:-2], -1)
+        w = jnp.moveaxis(_blocked(w, axis, stride), axis + 1, -3)
+        w = w.reshape(*w.shape[:2], -1, w.shape[-1])
+    return x, w
+
+
+def _blocked(x: Array, axis: int, size: int) -> Array:
+    return x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+
+
+def _matmul_correlate(x: Array, w: Array, *, window: _Window) -> Array:
+    if window.strides != (1, 1):
+        x, w = _without_strides(x, w, window)
+        window = _Window(((0, 0), (0, 0)))
+    pads = window.pads
     n, h, width, c = x.shape
     kh, kw, _, d = w.shape
     rows = kh if kh >= _STACKED_ROWS else 1
@@ -179,15 +227,18 @@ def _matmul_correlate(x: Array, w: Array, *, pads: _Pads) -> Array:
     return _from_bits(y, x.dtype).reshape(n, ho, wo, d)
 
 
-def _matmul_gradients(x: Array, w: Array, g: Array, *, pads: _Pads) -> tuple[Array, Array]:
+def _matmul_gradients(x: Array, w: Array, g: Array, *, window: _Window) -> tuple[Array, Array]:
+    if window.strides != (1, 1):
+        plain, pull = jax.vjp(functools.partial(_without_strides, window=window), x, w)
+        return pull(_matmul_gradients(*plain, g, window=_Window(((0, 0), (0, 0)))))
     kh, kw = w.shape[:2]
-    (top, bottom), (left, right) = pads
+    (top, bottom), (left, right) = window.pads
     full = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
     if min(full[0] + full[1]) < 0:
         # Padding wider than the kernel would crop the cotangent.
-        return _lax_gradients(x, w, g, pads=pads)
-    gx = _matmul_correlate(g, w[::-1, ::-1].swapaxes(2, 3), pads=full)
-    return gx, _matmul_weight_gradient(x, g, kh, kw, pads).astype(w.dtype)
+        return _lax_gradients(x, w, g, window=window)
+    gx = _matmul_correlate(g, w[::-1, ::-1].swapaxes(2, 3), window=_Window(full))
+    return gx, _matmul_weight_gradient(x, g, kh, kw, window.pads).astype(w.dtype)
 
 
 def _matmul_weight_gradient(x: Array, g: Array, kh: int, kw: int, pads: _Pads) -> Array:
