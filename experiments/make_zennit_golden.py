@@ -1,7 +1,8 @@
 """Writes ``tests/golden/zennit.npz``: relevance that zennit computes, for tests without it.
 
-One image of noise, seeded weights, both networks, every composite; relevance
-is summed over channels. The file names the versions it was made with.
+One image of noise, seeded weights, both networks, every composite; the
+paper's rules on the Inception in plain PyTorch as well. Relevance is summed
+over channels. The file names the versions it was made with.
 
     pip install torch==2.13.0 && pip install --no-deps zennit==0.5.1
     python -m experiments.make_zennit_golden
@@ -14,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.seeded import seeded
+from experiments.torch_reference import paper_relevance
 from experiments.zennit_networks import (
     NETWORKS,
     with_weights_of,
@@ -34,6 +36,9 @@ def main() -> None:
         for title, composite in zennit_composites(network.first).items():
             relevance = zennit_relevance(network, composite, images, np.array([3]))
             arrays[f"{name}, {title}"] = relevance[0].sum(-1).astype(np.float32)
+        if name == "inception":
+            plain = paper_relevance(network, images, np.array([3]))
+            arrays["inception, plain PyTorch"] = plain[0].sum(-1).astype(np.float32)
     np.savez_compressed(GOLDEN, **arrays)
     print(f"{GOLDEN}: {GOLDEN.stat().st_size / 1024:.0f} KiB")
 
