@@ -23,7 +23,9 @@ from jaxpoison.detectors.detection import Detection
 from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.raw import RawClustering
 from jaxpoison.gw.barycenters import barycenters
-from jaxpoison.gw.distances import Centers, EntropicGW, distances_to_centers
+from jaxpoison.gw.distances import Centers, Distances, distances_to_centers
+from jaxpoison.gw.grid import GridGeometry
+from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.lrp.balance import LayerBalance, conservation, layer_relevance
 from jaxpoison.lrp.propagation import relevance_function
 from jaxpoison.metrics import DetectionRates, accuracy, attack_success_rate, detection_rates
@@ -44,10 +46,12 @@ __all__ = [
     "Dataset",
     "Detection",
     "DetectionRates",
+    "Distances",
     "EntropicGW",
     "Explanation",
     "GWClusters",
     "Gradient",
+    "GridGeometry",
     "HeatmapClustering",
     "History",
     "InputTimesGradient",

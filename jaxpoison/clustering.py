@@ -16,10 +16,13 @@ from sklearn.exceptions import ConvergenceWarning
 from jaxpoison._checks import check_integer
 from jaxpoison._progress import Bar
 from jaxpoison.gw.barycenters import barycenters
-from jaxpoison.gw.distances import Centers, EntropicGW, distances_to_centers
+from jaxpoison.gw.distances import Centers, Distances, local_distances, over_heatmaps
+from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.spaces import MeasureSpaces
 
-_CHUNK = 64
+# Heatmaps per step of padded sizes; nats below which couplings count as products.
+_LEAST = 64
+_NOTHING = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,7 @@ class GWClusters:
         unsolved: Share of the last round's problems that did not converge.
         information: Mean divergence, in nats, of the last couplings from the
             product of their marginals; about 0 means they carry no geometry.
+        product: Share of the last couplings that are that product by certificate.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -46,6 +50,11 @@ class GWClusters:
     converged: bool
     unsolved: float
     information: float
+    product: float
+
+
+class UninformativeCouplingsWarning(UserWarning):
+    """The couplings of a clustering are products: distances compare mean distances only."""
 
 
 def gw_kmeans(
@@ -107,26 +116,34 @@ def gw_kmeans(
             ConvergenceWarning,
             stacklevel=2,
         )
+    if best.information < _NOTHING:
+        warnings.warn(
+            f"the couplings say nothing ({best.information:.1e} nats): at epsilon "
+            f"{solver.epsilon} the barycentres are constant, and clusters differ in their mean "
+            "distance alone; a smaller epsilon lets the geometry in",
+            UninformativeCouplingsWarning,
+            stacklevel=2,
+        )
     return best
 
 
-def _pad(spaces: MeasureSpaces) -> tuple[MeasureSpaces, Float[Array, " n"]]:
-    """Repeats the first heatmap up to a round number; the copies get no weight.
+def _pad(spaces: MeasureSpaces) -> tuple[MeasureSpaces, Bool[Array, " n"]]:
+    """Repeats the first heatmap up to a round number; the copies are not real.
 
     Round numbers keep the number of compilations small when many classes of
     different sizes are clustered.
     """
     n = len(spaces)
-    step = max(_CHUNK, 1 << max(0, n.bit_length() - 3))
+    step = max(_LEAST, 1 << max(0, n.bit_length() - 3))
     size = -(-n // step) * step
     index = np.where(np.arange(size) < n, np.arange(size), 0)
-    return spaces.take(index), jnp.asarray(np.arange(size) < n, jnp.float32)
+    return spaces.take(index), jnp.asarray(np.arange(size) < n)
 
 
 def _run(
     spaces: MeasureSpaces,
     padded: MeasureSpaces,
-    real: Float[Array, " n"],
+    real: Bool[Array, " n"],
     n_clusters: int,
     center_size: int,
     solver: EntropicGW,
@@ -135,25 +152,25 @@ def _run(
     bar: Bar,
 ) -> GWClusters:
     n = len(spaces)
-    centers = _seed(spaces, padded, n_clusters, center_size, solver, rng)
+    centers = _seed(spaces, padded, real, n_clusters, center_size, solver, rng)
     bar.advance(1, "seeded")
     labels = np.full(n, -1)
     rounds, converged = 0, False
-    assigned = _assign(padded, centers, solver)
+    found = assign(padded, real, centers, solver)
     while True:
-        new = np.asarray(assigned.labels)[:n]
+        distances = np.asarray(found.values)[:n]
+        new = distances.argmin(1)
         if rounds == 0:
-            new = _fill_empty(new, np.asarray(assigned.distances)[:n])
+            new = _fill_empty(new, distances)
         moved = int((new != labels).sum())
         labels = new
         if moved == 0 or rounds == max_rounds:
             converged = moved == 0
             break
-        centers, assigned = gw_round(padded, real, _extend(labels, padded), centers, solver)
+        centers, found = gw_round(padded, real, _extend(labels, padded), centers, solver)
         rounds += 1
         bar.advance(1, f"{moved} moved")
     bar.advance(max_rounds - rounds)
-    distances = np.asarray(assigned.distances)[:n]
     return GWClusters(
         labels=labels,
         distances=distances,
@@ -161,8 +178,9 @@ def _run(
         inertia=float(distances[np.arange(n), labels].sum()),
         rounds=rounds,
         converged=converged,
-        unsolved=float(1 - np.asarray(assigned.converged)[:n].mean()),
-        information=float(np.asarray(assigned.information)[:n].mean()),
+        unsolved=float(1 - np.asarray(found.converged)[:n].mean()),
+        information=float(np.asarray(found.information)[:n].mean()),
+        product=float(np.asarray(found.product)[:n].mean()),
     )
 
 
@@ -186,54 +204,39 @@ def _extend(labels: Int[np.ndarray, " n"], padded: MeasureSpaces) -> Int[Array, 
     return jnp.asarray(np.pad(labels, (0, len(padded) - len(labels))), jnp.int32)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Assignment:
-    """Distances of heatmaps to centres, and the nearest one.
-
-    Attributes:
-        labels: Nearest centre.
-        distances: To every centre (squared).
-        information: Divergence of every coupling from the product, in nats.
-        converged: Whether each problem was solved.
-    """
-
-    labels: Int[Array, " n"]
-    distances: Float[Array, "n k"]
-    information: Float[Array, "n k"]
-    converged: Bool[Array, "n k"]
-
-
 @partial(jax.jit, static_argnames="solver")
-def _assign(spaces: MeasureSpaces, centers: Centers, solver: EntropicGW) -> Assignment:
-    distances, information, converged = distances_to_centers(spaces, centers, solver, chunk=_CHUNK)
-    return Assignment(distances.argmin(-1), distances, information, converged)
+def assign(
+    spaces: MeasureSpaces, real: Bool[Array, " n"], centers: Centers, solver: EntropicGW
+) -> Distances:
+    """Distances to centres; heatmaps that are not real come last and cost nothing."""
+    return over_heatmaps(partial(local_distances, solver=solver))(spaces, real, centers)
 
 
-@partial(jax.jit, static_argnames="solver")
 def gw_round(
     spaces: MeasureSpaces,
-    member_weights: Float[Array, " n"],
+    real: Bool[Array, " n"],
     labels: Int[Array, " n"],
     centers: Centers,
     solver: EntropicGW,
-) -> tuple[Centers, Assignment]:
-    """One round of k-means: barycentres of the clusters, then a new assignment.
+) -> tuple[Centers, Distances]:
+    """One round of k-means: barycentres of the clusters, then distances to them.
 
     Args:
         spaces: Heatmaps.
-        member_weights: Weight of every heatmap; 0 leaves it out of the barycentres.
+        real: Which of them count; the others come last.
         labels: Cluster of every heatmap.
         centers: Centres before; the barycentres are sought from here.
         solver: How distances are computed.
     """
-    found, _ = barycenters(spaces, labels, member_weights, centers.distances, solver, chunk=_CHUNK)
-    return found, _assign(spaces, found, solver)
+    weights = real.astype(spaces.weights.dtype)
+    found, _ = barycenters(spaces, labels, weights, centers.distances, solver)
+    return found, assign(spaces, real, found, solver)
 
 
 def _seed(
     spaces: MeasureSpaces,
     padded: MeasureSpaces,
+    real: Bool[Array, " n"],
     n_clusters: int,
     center_size: int,
     solver: EntropicGW,
@@ -244,7 +247,7 @@ def _seed(
     nearest = np.full(len(spaces), np.inf)
     while len(chosen) < n_clusters:
         last = jax.tree.map(lambda x: x[None], quantised[-1])
-        found = np.asarray(_assign(padded, last, solver).distances)[: len(spaces), 0]
+        found = np.asarray(assign(padded, real, last, solver).values)[: len(spaces), 0]
         nearest = np.minimum(nearest, np.maximum(found, 0))
         nearest[chosen] = 0
         if nearest.sum() > 0:

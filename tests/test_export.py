@@ -60,6 +60,6 @@ def test_clustering_round(platform):
     def function(weights, labels, distances):
         moved = dataclasses.replace(centers, distances=distances)
         known = MeasureSpaces(weights, spaces.factors, 16, 16)
-        return gw_round(known, jnp.ones(64), labels, moved, EntropicGW())[1].distances
+        return gw_round(known, jnp.ones(64, bool), labels, moved, EntropicGW())[1].values
 
     lowered(function, platform, spaces.weights, jnp.zeros(64, jnp.int32), centers.distances)

@@ -4,11 +4,15 @@ import numpy as np
 import ot
 import pytest
 from ott.geometry import geometry
+from ott.problems.quadratic import quadratic_problem
+from ott.solvers.linear import sinkhorn
+from ott.solvers.quadratic import gromov_wasserstein
 from reference import space
 
 from jaxpoison import Centers, EntropicGW, barycenters, distances_to_centers, measure_spaces
 from jaxpoison.clustering import quantise
-from jaxpoison.gw.grid import GridGeometry, pixel_distances
+from jaxpoison.gw.distances import center_spread, moments, product_change
+from jaxpoison.gw.grid import GridGeometry, grid_product, pixel_distances
 
 SIZE = 10
 
@@ -50,7 +54,7 @@ def pot(center, center_weights, weights, distances, epsilon):
 
 def test_grid_is_an_ott_geometry(rng):
     grid = pixel_distances(4, 3)
-    ours = GridGeometry(grid, jnp.float32(0.25))
+    ours = GridGeometry(4, 3, jnp.float32(0.25))
     dense = geometry.Geometry(grid * 0.25)
     matrix = jnp.asarray(rng.normal(size=(12, 5)), jnp.float32)
     assert ours.shape == dense.shape == (12, 12)
@@ -75,6 +79,37 @@ def test_grid_is_an_ott_geometry(rng):
     np.testing.assert_allclose(jax.tree.unflatten(tree, leaves).cost_matrix, ours.cost_matrix)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (5, 4), (7, 3), (1, 6)])
+@pytest.mark.parametrize("power", [1, 2])
+def test_grid_product_is_the_dense_one(size, power, rng):
+    x = rng.normal(size=(2, 3, size[0] * size[1])).astype(np.float32)
+    dense = x @ np.asarray(pixel_distances(*size), float) ** power
+    np.testing.assert_allclose(
+        grid_product(jnp.asarray(x), *size, power), dense, rtol=1e-4, atol=1e-5 * dense.max()
+    )
+
+
+def test_otts_solver_takes_the_grid(spaces):
+    """OTT's own solver on the grid's geometry, at half of POT's epsilon, agrees with ours."""
+    center = random_center(1)
+    uniform = jnp.full(SIZE, 1 / SIZE)
+    found = distances_to_centers(
+        spaces.take(np.arange(2)),
+        Centers(jnp.asarray(center, jnp.float32)[None], uniform[None]),
+        EntropicGW(0.1),
+    )
+    problem = quadratic_problem.QuadraticProblem(
+        geometry.Geometry(jnp.asarray(center, jnp.float32)),
+        GridGeometry(spaces.height, spaces.width, spaces.factors[0]),
+        a=uniform,
+        b=spaces.weights[0],
+    )
+    linear = sinkhorn.Sinkhorn(threshold=1e-5, max_iterations=2000)
+    solver = gromov_wasserstein.GromovWasserstein(linear, epsilon=0.05, max_iterations=100)
+    solution = solver(problem)
+    assert float(solution.primal_cost) == pytest.approx(float(found.values[0, 0]), rel=1e-4)
+
+
 @pytest.mark.parametrize("epsilon", [0.1, 0.05])
 def test_distances_and_plans_are_pots(spaces, plain, heatmaps, epsilon):
     """Epsilon means what it means in POT: OTT's own is half of it."""
@@ -84,8 +119,10 @@ def test_distances_and_plans_are_pots(spaces, plain, heatmaps, epsilon):
         jnp.stack([jnp.full(SIZE, 1 / SIZE), first.weights]),
     )
     solver = EntropicGW(epsilon)
-    values, information, converged = distances_to_centers(spaces, centers, solver, chunk=8)
-    assert converged.all()
+    found = distances_to_centers(spaces, centers, solver)
+    values, information = found.values, found.information
+    assert found.converged.all()
+    assert not found.product.any()
     for n in (0, 5, 20, 31):
         for k in range(2):
             weights, distances = plain[n]
@@ -145,10 +182,32 @@ def test_barycenters_are_pots(spaces, plain, epsilon):
 
 def test_constant_center_gives_the_product_and_its_closed_form(spaces, plain):
     constant = Centers(jnp.full((1, SIZE, SIZE), 0.4), jnp.full((1, SIZE), 1 / SIZE))
-    values, information, _ = distances_to_centers(spaces, constant, EntropicGW(0.1))
-    np.testing.assert_allclose(information, 0, atol=1e-5)
-    expected = [w @ (d**2) @ w - 0.8 * (w @ d @ w) + 0.16 for w, d in plain]
-    np.testing.assert_allclose(values[:, 0], expected, rtol=1e-4)
+    found = distances_to_centers(spaces, constant, EntropicGW(0.1))
+    assert found.product.all()
+    np.testing.assert_array_equal(found.information, 0)
+    for k in (0, 9, 31):
+        weights, distances = plain[k]
+        plan, log = pot(
+            np.full((SIZE, SIZE), 0.4), np.full(SIZE, 1 / SIZE), weights, distances, 0.1
+        )
+        np.testing.assert_allclose(plan, np.tile(weights / SIZE, (SIZE, 1)), rtol=1e-6)
+        assert float(found.values[k, 0]) == pytest.approx(log["gw_dist"], rel=1e-5)
+
+
+def test_certificate_holds_what_it_says(spaces):
+    """Just beyond it the coupling differs from the product, but by no more than it bounds."""
+    spread = jnp.asarray(random_center(3), jnp.float32)
+    uniform = jnp.full(SIZE, 1 / SIZE)
+    for size in (3e-3, 1e-2, 3e-2):
+        centers = Centers((0.4 + size * spread)[None], uniform[None])
+        bound = product_change(
+            moments(spaces).spread, center_spread(centers.distances[0], uniform), 0.1
+        )
+        found = distances_to_centers(spaces, centers, EntropicGW(0.1, tolerance=1e-6))
+        assert not found.product.any()
+        # A small divergence is about half of the squared change; float32 adds 1e-7 to it.
+        assert (found.information <= bound[:, None] ** 2 + 1e-7).all()
+        assert (bound > size / 10).all()
 
 
 def test_members_without_weight_do_not_count(spaces):
@@ -184,10 +243,10 @@ def test_quantising_fewer_pixels_than_points_is_exact():
     expected = sorted([1 / 6, 1 / 3, *[0.5 / 8] * 8])
     np.testing.assert_allclose(sorted(np.asarray(center.weights)), expected, rtol=1e-5)
     batch = jax.tree.map(lambda x: x[None], center)
-    values, information, converged = distances_to_centers(small, batch, EntropicGW(0.01))
-    assert converged.all()
-    assert float(values[0, 0]) == pytest.approx(0, abs=1e-3)
-    assert float(information[0, 0]) > 0.9
+    found = distances_to_centers(small, batch, EntropicGW(0.01))
+    assert found.converged.all()
+    assert float(found.values[0, 0]) == pytest.approx(0, abs=1e-3)
+    assert float(found.information[0, 0]) > 0.9
 
 
 def test_epsilon_must_be_positive():

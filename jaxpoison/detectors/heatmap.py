@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 
 from jaxpoison.clustering import GWClusters, gw_kmeans
 from jaxpoison.detectors.detection import Detection, two_way_detection
-from jaxpoison.gw.distances import EntropicGW
+from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.spaces import measure_spaces
 
 
@@ -89,6 +89,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
                 "rounds": found.rounds,
                 "inertia": found.inertia,
                 "coupling_information_nats": found.information,
+                "product_couplings_share": found.product,
                 "unsolved_share": found.unsolved,
             },
         )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxpoison.gw.distances import Centers, EntropicGW, map_chunks
-from jaxpoison.gw.grid import pixel_distances
+from jaxpoison.gw.distances import Centers, center_spread, in_groups, moments, product_change
+from jaxpoison.gw.grid import grid_product
+from jaxpoison.gw.solver import EntropicGW, Problems, product_plans, solve
+from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import MeasureSpaces
 
 
@@ -18,15 +23,15 @@ def barycenters(
     start: Float[Array, "k m m"],
     solver: EntropicGW,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float = 2e-5,
     max_rounds: int = 20,
-    chunk: int = 64,
 ) -> tuple[Centers, Int[Array, ""]]:
     """Barycentres of clusters: points of equal weight, distances by fixed point.
 
     One round couples every heatmap with its own cluster's centre and sets
     ``C <- sum_s lambda_s T_s C_s T_s^T / (q q^T)`` (Peyre, Cuturi, Solomon
-    2016, eq. 14, for the square loss).
+    2016, eq. 14, for the square loss). Couplings start from those of the round
+    before. Heatmaps are split over all devices.
 
     Args:
         spaces: Heatmaps.
@@ -37,37 +42,106 @@ def barycenters(
         solver: How couplings are found.
         tolerance: Largest change of an entry that ends the rounds.
         max_rounds: Most rounds.
-        chunk: Heatmaps coupled at once.
 
     Returns:
         The centres, and the number of rounds taken. A cluster without members
         keeps its start.
     """
-    grid = pixel_distances(spaces.height, spaces.width)
+    return _barycenters(spaces, labels, member_weights, start, solver, tolerance, max_rounds)
+
+
+@partial(jax.jit, static_argnames="solver")
+def _barycenters(
+    spaces: MeasureSpaces,
+    labels: Array,
+    member_weights: Array,
+    start: Array,
+    solver: EntropicGW,
+    tolerance: float,
+    max_rounds: int,
+) -> tuple[Centers, Array]:
+    def local(
+        spaces: MeasureSpaces, labels: Array, member_weights: Array, start: Array
+    ) -> tuple[Centers, Array]:
+        return local_barycenters(
+            spaces, labels, member_weights, start, solver, tolerance, max_rounds
+        )
+
+    return jax.shard_map(
+        local,
+        mesh=mesh_for(len(spaces), jax.devices()),
+        in_specs=(P(BATCH), P(BATCH), P(BATCH), P()),
+        out_specs=P(),
+        check_vma=False,
+    )(spaces, labels, member_weights, start)
+
+
+def local_barycenters(
+    spaces: MeasureSpaces,
+    labels: Int[Array, " n"],
+    member_weights: Float[Array, " n"],
+    start: Float[Array, "k m m"],
+    solver: EntropicGW,
+    tolerance: float | Array,
+    max_rounds: int | Array,
+) -> tuple[Centers, Int[Array, ""]]:
+    """Barycentres from this device's heatmaps and those of all others."""
     k, m = start.shape[:2]
+    size = (spaces.height, spaces.width)
     uniform = jnp.full(m, 1 / m, start.dtype)
-    totals = jax.ops.segment_sum(member_weights, labels, k)
+    totals = jax.lax.psum(jax.ops.segment_sum(member_weights, labels, k), BATCH)
     shares = member_weights / jnp.where(totals > 0, totals, 1)[labels]
+    # Members without weight need no plan. Those at the end cost nothing.
+    real = jnp.flip(jnp.cumsum(jnp.flip(member_weights)) > 0)
+    known = moments(spaces)
+    widest = jax.lax.pmax(known.spread.max(), BATCH)
 
-    def update(centers: Array) -> Array:
-        def one(space: tuple[Array, Array, Array]) -> Array:
-            weights, factor, label = space
-            plan = solver(grid, factor, weights, centers[label], uniform).couplings
-            return (plan @ grid) @ plan.T * factor
+    def mean_of(parts: Array) -> Array:
+        """The weighted mean of every cluster's members."""
+        weighted = parts * shares.reshape(-1, *(1 for _ in parts.shape[1:]))
+        return jax.lax.psum(jax.ops.segment_sum(weighted, labels, k), BATCH)
 
-        parts = map_chunks(one, (spaces.weights, spaces.factors, labels), chunk)
-        new = jax.ops.segment_sum(parts * shares[:, None, None], labels, k) * m**2
-        return jnp.where((totals > 0)[:, None, None], new, centers)
+    def closed(centers: Array, plans: Array) -> tuple[Array, Array]:  # noqa: ARG001
+        """Under the product coupling all of a centre's points see the mean distance."""
+        return jnp.broadcast_to(mean_of(known.mean)[:, None, None], (k, m, m)), plans
 
-    def advance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        centers, rounds, _ = state
-        new = update(centers)
-        return new, rounds + 1, jnp.abs(new - centers).max()
+    def iterated(centers: Array, plans: Array) -> tuple[Array, Array]:
+        def group(arrays: tuple[Array, ...]) -> tuple[Array, Array]:
+            weights, factors, labels, plans, count = arrays
+            masses = jnp.broadcast_to(uniform, (len(weights), m))
+            problems = Problems(weights, factors, centers[labels], masses, *size)
+            new = solve(problems, solver, count, plans).plans
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
-        _, rounds, change = state
+            def seen(arrays: tuple[Array, Array]) -> Array:
+                plan, factor = arrays
+                return grid_product(plan, *size) @ plan.T * factor
+
+            chunk = min(solver.slots, len(new))
+            return jax.lax.map(seen, (new, factors), batch_size=chunk), new
+
+        arrays = (spaces.weights, spaces.factors, labels, plans)
+        parts, plans = in_groups(group, arrays, real)
+        return mean_of(parts) * m**2, plans
+
+    def advance(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        centers, plans, rounds, _ = state
+        spreads = jax.vmap(center_spread, (0, None))(centers, uniform)
+        change = product_change(widest, jnp.where(totals > 0, spreads, 0).max(), solver.epsilon)
+        new, plans = jax.lax.cond(change <= solver.tolerance, closed, iterated, centers, plans)
+        new = jnp.where((totals > 0)[:, None, None], new, centers)
+        return new, plans, rounds + 1, jnp.abs(new - centers).max()
+
+    def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
+        _, _, rounds, change = state
         return (rounds < max_rounds) & (change > tolerance)
 
-    first = (start, jnp.int32(0), jnp.asarray(jnp.inf, start.dtype))
-    found, rounds, _ = jax.lax.while_loop(unfinished, advance, first)
+    everyone = Problems(
+        spaces.weights,
+        spaces.factors,
+        start[labels],
+        jnp.broadcast_to(uniform, (len(labels), m)),
+        *size,
+    )
+    first = (start, product_plans(everyone), jnp.int32(0), jnp.asarray(jnp.inf, start.dtype))
+    found, _, rounds, _ = jax.lax.while_loop(unfinished, advance, first)
     return Centers(found, jnp.broadcast_to(uniform, (k, m))), rounds

@@ -1,25 +1,24 @@
-"""Entropic Gromov-Wasserstein distances between heatmaps and small centres.
-
-Epsilon is given in POT's convention. POT minimises the linearisation
-2 (const - 2 C1 T C2) with entropy epsilon; OTT-JAX halves the linearisation,
-so that its epsilon is half of POT's.
-"""
+"""Entropic Gromov-Wasserstein distances between heatmaps and small centres."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
-from ott.geometry import geometry
-from ott.problems.quadratic import quadratic_problem
-from ott.solvers.linear import sinkhorn
-from ott.solvers.quadratic import gromov_wasserstein
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxpoison._checks import check_integer, check_positive
-from jaxpoison.gw.grid import GridGeometry, pixel_distances
+from jaxpoison.gw.grid import grid_product
+from jaxpoison.gw.solver import EntropicGW, Problems, measure, solve
+from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import MeasureSpaces
+
+# Plans of so many heatmaps are in memory at once on each device.
+_GROUP = 512
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +28,7 @@ class Centers:
 
     Attributes:
         distances: Distances between the points of every centre.
-        weights: Mass of every point; each centre's sum is 1.
+        weights: Mass of every point, above 0; each centre's sum is 1.
     """
 
     distances: Float[Array, "k m m"]
@@ -38,137 +37,175 @@ class Centers:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Coupled:
-    """Solutions of Gromov-Wasserstein problems.
+class Distances:
+    """Distances of heatmaps to centres, and what stands behind them.
 
     Attributes:
         values: The distances; squared ones, as POT's ``gw_dist``.
-        couplings: Transport plans, the centre's points first.
-        information: Kullback-Leibler divergence of the plan from the product
-            of its marginals, in nats; 0 where the plan says nothing.
+        information: Divergence of every coupling from the product of its
+            marginals, in nats; 0 where it says nothing.
         converged: Whether the solver's iteration ended within its tolerance.
+        product: Where the coupling is the product of its marginals by
+            certificate: the next plan would differ from it by less than the
+            solver's tolerance.
     """
 
-    values: Float[Array, ...]
-    couplings: Float[Array, "... m p"]
-    information: Float[Array, ...]
-    converged: Bool[Array, ...]
+    values: Float[Array, "n k"]
+    information: Float[Array, "n k"]
+    converged: Bool[Array, "n k"]
+    product: Bool[Array, "n k"]
 
 
-@dataclass(frozen=True)
-class EntropicGW:
-    """How the entropic Gromov-Wasserstein problem is solved (Peyre et al. 2016).
+class Moments(NamedTuple):
+    """What the product coupling needs to know of every heatmap, with distances C and mass p.
 
     Attributes:
-        epsilon: Entropic regularisation, in POT's convention.
-        tolerance: Relative change of the objective that ends the iteration.
-        max_iterations: Most linearisations.
-        sinkhorn_tolerance: Error in the marginals (sum of magnitudes) that ends each
-            inner Sinkhorn loop; float32 does not reliably get below 1e-5.
-        max_sinkhorn_iterations: Most iterations of each inner loop.
+        mean: Mean distance of two points, ``p C p``.
+        squares: Mean squared distance.
+        spread: Standard deviation of a point's mean distance, ``C p``.
     """
 
-    epsilon: float = 0.1
-    tolerance: float = 1e-6
-    max_iterations: int = 200
-    sinkhorn_tolerance: float = 2e-5
-    max_sinkhorn_iterations: int = 2000
+    mean: Float[Array, " n"]
+    squares: Float[Array, " n"]
+    spread: Float[Array, " n"]
 
-    def __post_init__(self) -> None:
-        check_positive("epsilon", self.epsilon)
-        check_integer("max_iterations", self.max_iterations, at_least=3)
 
-    def __call__(
-        self,
-        grid: Float[Array, "p p"],
-        factor: Float[Array, ""],
-        weights: Float[Array, " p"],
-        center: Float[Array, "m m"],
-        center_weights: Float[Array, " m"],
-    ) -> Coupled:
-        """Couples one heatmap with one centre; meant to be mapped over with ``vmap``.
+def moments(spaces: MeasureSpaces) -> Moments:
+    """Moments of the distances of every heatmap."""
+    p, size = spaces.weights, (spaces.height, spaces.width)
+    each = grid_product(p, *size) * spaces.factors[:, None]
+    mean = (p * each).sum(-1)
+    squares = (p * grid_product(p, *size, 2)).sum(-1) * spaces.factors**2
+    return Moments(mean, squares, jnp.sqrt((p * (each - mean[:, None]) ** 2).sum(-1)))
 
-        Args:
-            grid: Distances between pixels.
-            factor: What this heatmap's distances are multiplied by.
-            weights: The heatmap's mass per pixel.
-            center: Distances between the centre's points.
-            center_weights: Mass of the centre's points.
-        """
-        # The centre comes first: the plan is then [m, p], and loops over it
-        # run along the pixels. Log domain, potentials kept between
-        # linearisations, errors checked every time: measured, the fastest of
-        # OTT's options here, and the one that also works at small epsilon.
-        problem = quadratic_problem.QuadraticProblem(
-            geometry.Geometry(center), GridGeometry(grid, factor), a=center_weights, b=weights
-        )
-        linear = sinkhorn.Sinkhorn(
-            lse_mode=True,
-            threshold=self.sinkhorn_tolerance,
-            inner_iterations=1,
-            max_iterations=self.max_sinkhorn_iterations,
-        )
-        solver = gromov_wasserstein.GromovWasserstein(
-            linear,
-            epsilon=self.epsilon / 2,
-            threshold=self.tolerance,
-            min_iterations=2,
-            max_iterations=self.max_iterations,
-            warm_start=True,
-        )
-        solution = solver(problem)
-        plan = solution.matrix
-        product = center_weights[:, None] * weights
-        held = (plan > 0) & (product > 0)
-        log_ratio = jnp.log(jnp.where(held, plan / jnp.where(held, product, 1), 1))
-        # A divergence is never negative; rounding may be.
-        information = jnp.maximum((plan * log_ratio).sum(), 0)
-        # OTT also counts early inner loops that were cut short; what matters is that
-        # the objective settled and that the last plan has the right marginals.
-        inner = jnp.asarray(solution.linear_convergence)
-        steps = (~jnp.isnan(inner)).sum()
-        last = inner[steps - 1] == 1
-        return Coupled(
-            jnp.asarray(solution.primal_cost),
-            plan,
-            information,
-            last & (steps < self.max_iterations),
-        )
+
+def center_spread(distances: Float[Array, "m m"], weights: Float[Array, " m"]) -> Float[Array, ""]:
+    """Standard deviation of a centre's points' mean distances."""
+    each = distances @ weights
+    return jnp.sqrt((weights * (each - weights @ each) ** 2).sum())
+
+
+def product_change(
+    heatmap_spread: Float[Array, ...], centre_spread: Float[Array, ...], epsilon: float
+) -> Float[Array, ...]:
+    r"""How far one iteration from the product of the marginals leads.
+
+    To first order the next plan is
+    :math:`p_i q_j (1 + \frac4\epsilon (Cp - \bar{Cp})_i (\bar C q - \dots)_j)`;
+    by Cauchy and Schwarz its distance from the product (sum of magnitudes) is
+    at most the product of the spreads times :math:`4 / \epsilon`.
+    """
+    return 4 / epsilon * heatmap_spread * centre_spread
 
 
 def distances_to_centers(
-    spaces: MeasureSpaces,
-    centers: Centers,
-    solver: EntropicGW | None = None,
-    *,
-    chunk: int = 64,
-) -> tuple[Float[Array, "n k"], Float[Array, "n k"], Bool[Array, "n k"]]:
-    """Distances of all heatmaps to all centres, in chunks that bound the memory.
+    spaces: MeasureSpaces, centers: Centers, solver: EntropicGW | None = None
+) -> Distances:
+    """Distances of all heatmaps to all centres.
+
+    Where the product of the marginals is certified to be the answer of the
+    iteration (that of POT, which starts there), the closed form
+    ``E[C^2] - 2 E[C] q D q + q D^2 q`` is taken. Heatmaps are split over all
+    devices; the memory is bounded.
 
     Args:
         spaces: Heatmaps.
         centers: Centres.
         solver: How the problem is solved.
-        chunk: Heatmaps coupled at once.
+    """
+    return _distances(spaces, centers, EntropicGW() if solver is None else solver)
+
+
+@partial(jax.jit, static_argnames="solver")
+def _distances(spaces: MeasureSpaces, centers: Centers, solver: EntropicGW) -> Distances:
+    everyone = jnp.ones(len(spaces), bool)
+    return over_heatmaps(partial(local_distances, solver=solver))(spaces, everyone, centers)
+
+
+def over_heatmaps(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Lets every device of every process do its part of the heatmaps.
+
+    Args:
+        function: Takes heatmaps, an array with one entry per heatmap, and
+            anything that all share; gives a pytree of arrays with one entry
+            per heatmap.
 
     Returns:
-        Distances (squared, as POT gives them), information of the couplings in
-        nats, and whether each problem converged.
+        The same for all heatmaps; every device gets the whole result.
     """
-    grid = pixel_distances(spaces.height, spaces.width)
-    solve = EntropicGW() if solver is None else solver
 
-    def one(space: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        weights, factor = space
-        coupled = jax.vmap(lambda c, w: solve(grid, factor, weights, c, w))(
-            centers.distances, centers.weights
+    def split(spaces: MeasureSpaces, each: PyTree, shared: PyTree) -> PyTree:
+        def local(spaces: MeasureSpaces, each: PyTree, shared: PyTree) -> PyTree:
+            return jax.lax.all_gather(function(spaces, each, shared), BATCH, tiled=True)
+
+        return jax.shard_map(
+            local,
+            mesh=mesh_for(len(spaces), jax.devices()),
+            in_specs=(P(BATCH), P(BATCH), P()),
+            out_specs=P(),
+            check_vma=False,
+        )(spaces, each, shared)
+
+    return split
+
+
+def local_distances(
+    spaces: MeasureSpaces, real: Bool[Array, " n"], centers: Centers, *, solver: EntropicGW
+) -> Distances:
+    """Distances of this device's heatmaps; those that are not real come last and cost nothing."""
+    known = moments(spaces)
+    n, size = len(spaces), (spaces.height, spaces.width)
+
+    def closed(center: Array, q: Array) -> tuple[Array, Array, Array]:
+        of_center = q @ center @ q
+        values = known.squares - 2 * known.mean * of_center + q @ center**2 @ q
+        return values, jnp.zeros(n), jnp.ones(n, bool)
+
+    def iterated(center: Array, q: Array) -> tuple[Array, Array, Array]:
+        def group(arrays: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            weights, factors, count = arrays
+            many = len(weights)
+            centers = jnp.broadcast_to(center, (many, *center.shape))
+            masses = jnp.broadcast_to(q, (many, *q.shape))
+            problems = Problems(weights, factors, centers, masses, *size)
+            plans = solve(problems, solver, count)
+            found = measure(problems, plans.plans, solver.slots)
+            return found.values, found.information, plans.converged
+
+        return in_groups(group, (spaces.weights, spaces.factors), real)
+
+    def one(arrays: tuple[Array, Array]) -> Distances:
+        center, q = arrays
+        change = product_change(known.spread, center_spread(center, q), solver.epsilon)
+        product = change <= solver.tolerance
+        values, information, converged = jax.lax.cond(
+            (product | ~real).all(), closed, iterated, center, q
         )
-        return coupled.values, coupled.information, coupled.converged
+        return Distances(values, information, converged, product)
 
-    return map_chunks(one, (spaces.weights, spaces.factors), chunk)
+    by_center = jax.lax.map(one, (centers.distances, centers.weights))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_center)
 
 
-def map_chunks(function, arrays, chunk: int):  # noqa: ANN001, ANN201
-    """``lax.map`` over chunks of the first axis, itself a multiple of the chunk or below it."""
-    n = jax.tree.leaves(arrays)[0].shape[0]
-    return jax.lax.map(function, arrays, batch_size=min(chunk, n))
+def in_groups(
+    function: Callable[..., PyTree], arrays: tuple[Array, ...], real: Bool[Array, " n"]
+) -> PyTree:
+    """Applies a function to groups of rows, one after the other.
+
+    Args:
+        function: Takes a tuple of the arrays' rows of one group and the number
+            of those that are real.
+        arrays: Arrays with one row per heatmap.
+        real: Which rows are; they come first.
+    """
+    n = len(real)
+    size = min(_GROUP, n)
+    missing = -n % size
+
+    def grouped(x: Array) -> Array:
+        x = jnp.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:])))
+        return x.reshape(-1, size, *x.shape[1:])
+
+    counts = grouped(real.astype(jnp.int32)).sum(1)
+    found = jax.lax.map(function, (*map(grouped, arrays), counts))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], found)

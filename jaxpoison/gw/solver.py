@@ -1,0 +1,311 @@
+"""Entropic Gromov-Wasserstein couplings of many heatmaps with small centres.
+
+The iteration is that of Peyre, Cuturi, Solomon 2016 (and of POT): linearise,
+solve the entropic transport problem, until the plan stops changing. Epsilon is
+in POT's convention: POT minimises the linearisation 2 (const - 2 C1 T C2) with
+entropy epsilon; OTT-JAX halves the linearisation, so that its epsilon is half
+of POT's.
+
+Three things make it fast. Products with pixel distances are one matrix product
+for all problems (:func:`jaxpoison.gw.grid.grid_product`). A centre has few
+points, so that the inner problem has few unknowns once its pixel potentials
+are eliminated: Newton's method solves it in one or two steps where Sinkhorn's
+scaling takes hundreds at small epsilon. And problems pass through a fixed
+number of slots: one that is solved gives its place to the next, so that shapes
+are static and solved problems cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxpoison._checks import check_integer, check_positive
+from jaxpoison.gw.grid import grid_product
+
+# Largest step of a potential; Newton's model of the problem holds only nearby.
+_SCALING_STEP = 20.0
+_NEWTON_STEP = 1.0
+_ROUNDING = 1.2e-7
+_INEXACT = 0.02
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class EntropicGW:
+    """How the entropic Gromov-Wasserstein problem is solved.
+
+    Attributes:
+        epsilon: Entropic regularisation, in POT's convention.
+        tolerance: Change of a plan (sum of magnitudes; its mass is 1) between two
+            linearisations, and error of its marginals, that end the iteration.
+            Where float32 cannot resolve that, what it can.
+        max_iterations: Most linearisations.
+        slots: Problems that are worked on at once on each device; they bound the memory.
+            On a CPU, 16 plans stay in the cache; a GPU wants about a thousand.
+    """
+
+    epsilon: float = 0.1
+    tolerance: float = 1e-5
+    max_iterations: int = 500
+    slots: int = 16
+
+    def __post_init__(self) -> None:
+        check_positive("epsilon", self.epsilon)
+        check_positive("tolerance", self.tolerance)
+        check_integer("max_iterations", self.max_iterations, at_least=3)
+        check_integer("slots", self.slots, at_least=1)
+
+
+class Problems(NamedTuple):
+    """Heatmaps, each with a centre of its own.
+
+    Attributes:
+        weights: Mass of every pixel.
+        factors: What pixel distances are multiplied by.
+        centers: Distances of the centres.
+        center_weights: Mass of the centres' points, above 0.
+        height: Rows of the grid.
+        width: Columns of the grid.
+    """
+
+    weights: Float[Array, "n p"]
+    factors: Float[Array, " n"]
+    centers: Float[Array, "n m m"]
+    center_weights: Float[Array, "n m"]
+    height: int
+    width: int
+
+
+class Plans(NamedTuple):
+    """Solutions of problems.
+
+    Attributes:
+        plans: Couplings, the centre's points first.
+        iterations: Linearisations taken.
+        converged: Whether the iteration ended within its tolerance.
+    """
+
+    plans: Float[Array, "n m p"]
+    iterations: Int[Array, " n"]
+    converged: Bool[Array, " n"]
+
+
+class _Slots(NamedTuple):
+    """Problems in progress.
+
+    Attributes:
+        problem: Which problem; as many as there are problems, if none.
+        plan: The plan of the last linearisation that was solved.
+        potential: Of the centre's points, in units of epsilon.
+        taken: Linearisations solved.
+        tried: Steps made.
+        following: The next problem that waits.
+    """
+
+    problem: Int[Array, " b"]
+    plan: Float[Array, "b m p"]
+    potential: Float[Array, "b m"]
+    taken: Int[Array, " b"]
+    tried: Int[Array, " b"]
+    following: Int[Array, ""]
+
+
+def product_plans(problems: Problems) -> Float[Array, "n m p"]:
+    """The products of the marginals: the usual start."""
+    return problems.center_weights[:, :, None] * problems.weights[:, None, :]
+
+
+def solve(
+    problems: Problems,
+    solver: EntropicGW,
+    count: Int[Array, ""] | int,
+    start: Float[Array, "n m p"] | None = None,
+) -> Plans:
+    """Solves the first ``count`` problems; the others keep their start.
+
+    Args:
+        problems: What to couple.
+        solver: How.
+        count: How many problems there are; the rest is padding.
+        start: Plans to start from; by default the products of the marginals.
+    """
+    n, pixels = problems.weights.shape
+    points = problems.centers.shape[-1]
+    size = min(solver.slots, n)
+
+    def load(index: Array) -> Float[Array, "b m p"]:
+        if start is not None:
+            return start[jnp.minimum(index, n - 1)]
+        return product_plans(_take(problems, index))
+
+    def advance(state: tuple[_Slots, Plans]) -> tuple[_Slots, Plans]:
+        slots, found = state
+        here = _take(problems, slots.problem)
+        plan, potential, error = _inner_step(here, slots.plan, slots.potential, solver.epsilon)
+        tolerance = jnp.maximum(solver.tolerance, _resolution(here, solver.epsilon))
+        change = jnp.abs(plan - slots.plan).sum((1, 2))
+        # While plans still move far, their marginals need not hold to the last digit.
+        solved = error <= jnp.maximum(tolerance, _INEXACT * change)
+        settled = (error <= tolerance) & (change <= tolerance)
+        plan = jnp.where(solved[:, None, None], plan, slots.plan)
+        taken, tried = slots.taken + solved, slots.tried + 1
+        busy = slots.problem < n
+        # A linearisation takes one or two steps; many more mean that it has no end.
+        spent = (taken >= solver.max_iterations) | (tried >= 4 * solver.max_iterations)
+        done = busy & (settled | spent)
+        into = jnp.where(done, slots.problem, n)
+        found = Plans(
+            found.plans.at[into].set(plan, mode="drop"),
+            found.iterations.at[into].set(taken, mode="drop"),
+            found.converged.at[into].set(settled, mode="drop"),
+        )
+        candidates = slots.following + jnp.cumsum(done) - 1
+        index = jnp.where(done, jnp.where(candidates < count, candidates, n), slots.problem)
+        new = done[:, None, None]
+        return _Slots(
+            index,
+            jnp.where(new, load(index), plan),
+            jnp.where(done[:, None], 0, potential),
+            jnp.where(done, 0, taken),
+            jnp.where(done, 0, tried),
+            slots.following + done.sum(),
+        ), found
+
+    def unfinished(state: tuple[_Slots, Plans]) -> Array:
+        return (state[0].problem < n).any()
+
+    first = jnp.arange(size)
+    index = jnp.where(first < count, first, n)
+    zeros = jnp.zeros(size, jnp.int32)
+    slots = _Slots(
+        index,
+        load(index),
+        jnp.zeros((size, points), problems.weights.dtype),
+        zeros,
+        zeros,
+        jnp.int32(size),
+    )
+    everything = product_plans(problems) if start is None else start
+    found = Plans(
+        jnp.broadcast_to(everything, (n, points, pixels)),
+        jnp.zeros(n, jnp.int32),
+        jnp.ones(n, bool),
+    )
+    return jax.lax.while_loop(unfinished, advance, (slots, found))[1]
+
+
+def _take(problems: Problems, index: Array) -> Problems:
+    index = jnp.minimum(index, len(problems.weights) - 1)
+    return problems._replace(
+        weights=problems.weights[index],
+        factors=problems.factors[index],
+        centers=problems.centers[index],
+        center_weights=problems.center_weights[index],
+    )
+
+
+def _strength(problems: Problems, epsilon: float) -> Float[Array, "n m m"]:
+    """What a plan's products with pixel distances enter the exponent of the next one with.
+
+    Each column is centred: constants along the centre's points change no plan,
+    and cost digits.
+    """
+    centers = problems.centers
+    mean = jnp.einsum("bi,bij->bj", problems.center_weights, centers)
+    return (centers - mean[:, None, :]) * (4 / epsilon * problems.factors)[:, None, None]
+
+
+def _resolution(problems: Problems, epsilon: float) -> Float[Array, " n"]:
+    """The relative error of plans that rounding of the exponent makes."""
+    largest_distance = (problems.height**2 + problems.width**2) ** 0.5
+    sums = (jnp.abs(_strength(problems, epsilon)) * problems.center_weights[:, None, :]).sum(-1)
+    return _ROUNDING * largest_distance * sums.max(-1)
+
+
+def _inner_step(
+    problems: Problems,
+    plan: Float[Array, "b m p"],
+    potential: Float[Array, "b m"],
+    epsilon: float,
+) -> tuple[Float[Array, "b m p"], Float[Array, "b m"], Float[Array, " b"]]:
+    """One step towards the entropic transport plan of the linearisation at a plan.
+
+    With the pixels' potentials eliminated (their marginals hold exactly), the
+    dual is a concave function of the centre's potentials: its gradient is the
+    error of the centre's marginal, its Hessian ``plan diag(1/p) plan^T -
+    diag(marginal)`` (Cuturi and Peyre 2018, *Semidual regularized optimal
+    transport*, prop. 2). One step of scaling, then one of Newton's.
+
+    Returns:
+        A plan with the right mass on pixels, the centre's potentials, and the
+        error of the plan's mass on the centre's points (sum of magnitudes).
+    """
+    p, q = problems.weights, problems.center_weights
+    moved = grid_product(plan, problems.height, problems.width)
+    exponent = jnp.einsum("bij,bjp->bip", _strength(problems, epsilon), moved)
+    exponent += potential[:, :, None]
+    kernel = jnp.exp(exponent - exponent.max(1, keepdims=True))
+
+    def over_pixels(pixel_scale: Array) -> Array:
+        return jnp.einsum("bmp,bp->bm", kernel, pixel_scale)
+
+    def pixel_scale(scale: Array) -> Array:
+        return p / jnp.maximum(jnp.einsum("bmp,bm->bp", kernel, scale), _TINY)
+
+    held = over_pixels(p / kernel.sum(1))
+    step = jnp.log(q) - jnp.log(jnp.maximum(held, _TINY))
+    scale = jnp.exp(jnp.clip(step, -_SCALING_STEP, _SCALING_STEP))
+    new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
+    held = new.sum(-1)
+    inverse = jnp.where(p > 0, 1 / jnp.where(p > 0, p, 1), 0)
+    shared = jnp.einsum("bip,bjp->bij", new, new * inverse[:, None, :])
+    # The Hessian is singular along equal shifts of all potentials, and where the
+    # plan falls apart into independent parts.
+    points = q.shape[-1]
+    eye = jnp.eye(points, dtype=p.dtype)
+    hessian = held[:, :, None] * eye - shared + 1 / points**2 + 1e-7 * eye
+    newton = jnp.linalg.solve(hessian, (q - held)[..., None])[..., 0]
+    newton = jnp.clip(jnp.nan_to_num(newton), -_NEWTON_STEP, _NEWTON_STEP)
+    scale = scale * jnp.exp(newton)
+    new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
+    error = jnp.abs(new.sum(-1) - q).sum(-1)
+    potential = potential + jnp.log(scale)
+    return new, potential - potential.mean(-1, keepdims=True), error
+
+
+class Measured(NamedTuple):
+    """What a plan says.
+
+    Attributes:
+        values: The transport cost without the entropy, POT's ``gw_dist``.
+        information: Divergence of the plan from the product of its marginals, in nats.
+        moved: The heatmap's distances seen from the centre's points, ``T C T^T``.
+    """
+
+    values: Float[Array, " n"]
+    information: Float[Array, " n"]
+    moved: Float[Array, "n m m"]
+
+
+def measure(problems: Problems, plans: Float[Array, "n m p"], chunk: int) -> Measured:
+    """Values and information of plans, in chunks that bound the memory."""
+
+    def one(arrays: tuple[Array, ...]) -> Measured:
+        p, factor, center, q, plan = arrays
+        there = grid_product(plan, problems.height, problems.width) * factor
+        moved = there @ plan.T
+        squares = (grid_product(p, problems.height, problems.width, 2) @ p) * factor**2
+        value = squares + q @ center**2 @ q - 2 * (center * moved).sum()
+        product = q[:, None] * p
+        held = (plan > 0) & (product > 0)
+        ratio = jnp.log(jnp.where(held, plan / jnp.where(held, product, 1), 1))
+        # A divergence is never negative; rounding may be.
+        return Measured(value, jnp.maximum((plan * ratio).sum(), 0), moved)
+
+    arrays = (*problems[:4], plans)
+    return jax.lax.map(one, arrays, batch_size=min(chunk, len(plans)))
