@@ -66,6 +66,7 @@ def gw_kmeans(
     max_rounds: int = 20,
     n_init: int = 1,
     random_state: int = 0,
+    start: Centers | None = None,
     progress: bool = False,
 ) -> GWClusters:
     """k-means++ with entropic Gromov-Wasserstein distances and barycentres.
@@ -85,6 +86,7 @@ def gw_kmeans(
         max_rounds: Most rounds of assignment and update.
         n_init: Runs from different seeds; the one of least inertia is kept.
         random_state: Seed.
+        start: Centres to start from, instead of drawn ones; one run is made.
         progress: Show a progress bar.
 
     Raises:
@@ -98,14 +100,18 @@ def gw_kmeans(
     if len(spaces) < n_clusters:
         raise ValueError(f"{n_clusters} clusters need as many heatmaps, found {len(spaces)}")
     solver = EntropicGW() if solver is None else solver
+    if start is not None:
+        n_clusters, n_init = len(start.weights), 1
     padded, real = _pad(spaces)
     best: GWClusters | None = None
     with Bar("GW clustering", n_init * (max_rounds + 1), unit="rounds", show=progress) as bar:
         for seed in np.random.SeedSequence(random_state).spawn(n_init):
             rng = np.random.default_rng(seed)
-            found = _run(
-                spaces, padded, real, n_clusters, center_size, solver, max_rounds, rng, bar
-            )
+            first = start
+            if first is None:
+                first = _seed(spaces, padded, real, n_clusters, center_size, solver, rng)
+            bar.advance(1, "seeded")
+            found = _run(padded, real, len(spaces), first, solver, max_rounds, bar)
             if best is None or found.inertia < best.inertia:
                 best = found
     if best is None:
@@ -141,19 +147,14 @@ def _pad(spaces: MeasureSpaces) -> tuple[MeasureSpaces, Bool[Array, " n"]]:
 
 
 def _run(
-    spaces: MeasureSpaces,
     padded: MeasureSpaces,
     real: Bool[Array, " n"],
-    n_clusters: int,
-    center_size: int,
+    n: int,
+    centers: Centers,
     solver: EntropicGW,
     max_rounds: int,
-    rng: np.random.Generator,
     bar: Bar,
 ) -> GWClusters:
-    n = len(spaces)
-    centers = _seed(spaces, padded, real, n_clusters, center_size, solver, rng)
-    bar.advance(1, "seeded")
     labels = np.full(n, -1)
     rounds, converged = 0, False
     found = assign(padded, real, centers, solver)

@@ -53,6 +53,13 @@ def test_seed_decides(families):
     assert a.inertia == b.inertia
 
 
+def test_given_start_is_taken(families):
+    drawn = gw_kmeans(families, max_rounds=1)
+    again = gw_kmeans(families, start=drawn.centers, n_init=5, random_state=9)
+    other = gw_kmeans(families, start=drawn.centers)
+    assert (again.labels == other.labels).all()
+
+
 def test_more_clusters_and_centre_points(families):
     found = gw_kmeans(families, n_clusters=3, center_size=6, max_rounds=3)
     assert found.centers.distances.shape == (3, 6, 6)
