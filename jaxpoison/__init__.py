@@ -22,6 +22,7 @@ from jaxpoison.detectors.activation import ActivationClustering
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.raw import RawClustering
+from jaxpoison.estimator import GromovWassersteinKMeans
 from jaxpoison.gw.barycenters import barycenters
 from jaxpoison.gw.distances import Centers, Distances, distances_to_centers
 from jaxpoison.gw.grid import GridGeometry
@@ -52,6 +53,7 @@ __all__ = [
     "GWClusters",
     "Gradient",
     "GridGeometry",
+    "GromovWassersteinKMeans",
     "HeatmapClustering",
     "History",
     "InputTimesGradient",
