@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from sklearn.cluster import KMeans
@@ -18,6 +17,7 @@ from jaxpoison._progress import Bar
 from jaxpoison.gw.barycenters import barycenters
 from jaxpoison.gw.distances import Centers, Distances, local_distances, over_heatmaps
 from jaxpoison.gw.solver import EntropicGW
+from jaxpoison.parallel import shardings_for
 from jaxpoison.spaces import MeasureSpaces
 
 # Heatmaps per step of padded sizes; nats below which couplings count as products.
@@ -143,7 +143,11 @@ def _pad(spaces: MeasureSpaces) -> tuple[MeasureSpaces, Bool[Array, " n"]]:
     step = max(_LEAST, 1 << max(0, n.bit_length() - 3))
     size = -(-n // step) * step
     index = np.where(np.arange(size) < n, np.arange(size), 0)
-    return spaces.take(index), jnp.asarray(np.arange(size) < n)
+    # By way of the host, since every process holds all heatmaps and keeps its part.
+    weights, factors = np.asarray(spaces.weights)[index], np.asarray(spaces.factors)[index]
+    everyone = shardings_for(size, jax.devices())[1]
+    weights, factors, real = jax.device_put((weights, factors, np.arange(size) < n), everyone)
+    return MeasureSpaces(weights, factors, spaces.height, spaces.width), real
 
 
 def _run(
@@ -201,8 +205,8 @@ def _fill_empty(
     return labels
 
 
-def _extend(labels: Int[np.ndarray, " n"], padded: MeasureSpaces) -> Int[Array, " m"]:
-    return jnp.asarray(np.pad(labels, (0, len(padded) - len(labels))), jnp.int32)
+def _extend(labels: Int[np.ndarray, " n"], padded: MeasureSpaces) -> Int[np.ndarray, " m"]:
+    return np.pad(labels, (0, len(padded) - len(labels))).astype(np.int32)
 
 
 @partial(jax.jit, static_argnames="solver")
@@ -216,7 +220,7 @@ def assign(
 def gw_round(
     spaces: MeasureSpaces,
     real: Bool[Array, " n"],
-    labels: Int[Array, " n"],
+    labels: Int[Array | np.ndarray, " n"],
     centers: Centers,
     solver: EntropicGW,
 ) -> tuple[Centers, Distances]:
@@ -257,7 +261,7 @@ def _seed(
             rest = np.setdiff1d(np.arange(len(spaces)), chosen)
             chosen.append(int(rng.choice(rest)))
         quantised.append(quantise(spaces, chosen[-1], center_size))
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *quantised)
+    return jax.tree.map(lambda *parts: np.stack(parts), *quantised)
 
 
 def quantise(spaces: MeasureSpaces, index: int, size: int) -> Centers:
@@ -283,6 +287,5 @@ def quantise(spaces: MeasureSpaces, index: int, size: int) -> Centers:
     shared = (mass / np.bincount(of))[of]
     places = means.cluster_centers_[of]
     between = np.linalg.norm(places[:, None] - places, axis=-1) * float(spaces.factors[index])
-    return Centers(
-        jnp.asarray(between, jnp.float32), jnp.asarray(shared / shared.sum(), jnp.float32)
-    )
+    # Host arrays: every process may give them to its devices.
+    return Centers(between.astype(np.float32), (shared / shared.sum()).astype(np.float32))

@@ -26,9 +26,11 @@ def mesh_for(rows: int, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh((count,), (BATCH,), (AxisType.Auto,), devices=devices[:count])
 
 
-def shardings_for(rows: int) -> tuple[NamedSharding, NamedSharding]:
+def shardings_for(
+    rows: int, devices: Sequence[Any] | None = None
+) -> tuple[NamedSharding, NamedSharding]:
     """Where a batch's shared arrays belong, on every device, and its own, split."""
-    mesh = mesh_for(rows)
+    mesh = mesh_for(rows, devices)
     return NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
 
 

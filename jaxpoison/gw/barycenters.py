@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -18,9 +20,9 @@ from jaxpoison.spaces import MeasureSpaces
 
 def barycenters(
     spaces: MeasureSpaces,
-    labels: Int[Array, " n"],
+    labels: Int[Array | np.ndarray, " n"],
     member_weights: Float[Array, " n"],
-    start: Float[Array, "k m m"],
+    start: Float[Array | np.ndarray, "k m m"],
     solver: EntropicGW,
     *,
     tolerance: float = 2e-5,
@@ -53,9 +55,9 @@ def barycenters(
 @partial(jax.jit, static_argnames="solver")
 def _barycenters(
     spaces: MeasureSpaces,
-    labels: Array,
+    labels: Any,
     member_weights: Array,
-    start: Array,
+    start: Any,
     solver: EntropicGW,
     tolerance: float,
     max_rounds: int,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -31,8 +32,8 @@ class Centers:
         weights: Mass of every point, above 0; each centre's sum is 1.
     """
 
-    distances: Float[Array, "k m m"]
-    weights: Float[Array, "k m"]
+    distances: Float[Array | np.ndarray, "k m m"]
+    weights: Float[Array | np.ndarray, "k m"]
 
 
 @jax.tree_util.register_dataclass
