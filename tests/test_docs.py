@@ -23,6 +23,15 @@ def test_code_of_the_page_draws_its_picture(page, tmp_path, monkeypatch):
     assert (tmp_path / f"{page}.png").stat().st_size > 10_000
 
 
+def test_code_of_the_clustering_page_runs():
+    text = (DOCS / "clustering.md").read_text()
+    scope = {"__name__": "page"}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, scope)
+    labels = scope["found"].labels_
+    assert set(labels[:30]).isdisjoint(labels[30:])
+
+
 def test_links_between_pages_lead_somewhere():
     for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
