@@ -118,7 +118,7 @@ def local_barycenters(
                 plan, factor = arrays
                 return grid_product(plan, *size) @ plan.T * factor
 
-            chunk = min(solver.slots, len(new))
+            chunk = min(solver.width, len(new))
             return jax.lax.map(seen, (new, factors), batch_size=chunk), new
 
         arrays = (spaces.weights, spaces.factors, labels, plans)

@@ -170,7 +170,7 @@ def local_distances(
             masses = jnp.broadcast_to(q, (many, *q.shape))
             problems = Problems(weights, factors, centers, masses, *size)
             plans = solve(problems, solver, count)
-            found = measure(problems, plans.plans, solver.slots)
+            found = measure(problems, plans.plans, solver.width)
             return found.values, found.information, plans.converged
 
         return in_groups(group, (spaces.weights, spaces.factors), real)
