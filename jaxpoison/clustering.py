@@ -102,16 +102,16 @@ def gw_kmeans(
     solver = EntropicGW() if solver is None else solver
     if start is not None:
         n_clusters, n_init = len(start.weights), 1
-    padded, real = _pad(spaces)
+    placed = _place(spaces)
     best: GWClusters | None = None
     with Bar("GW clustering", n_init * (max_rounds + 1), unit="rounds", show=progress) as bar:
         for seed in np.random.SeedSequence(random_state).spawn(n_init):
             rng = np.random.default_rng(seed)
             first = start
             if first is None:
-                first = _seed(spaces, padded, real, n_clusters, center_size, solver, rng)
+                first = _seed(spaces, placed, n_clusters, center_size, solver, rng)
             bar.advance(1, "seeded")
-            found = _run(padded, real, len(spaces), first, solver, max_rounds, bar)
+            found = _run(placed, first, solver, max_rounds, bar)
             if best is None or found.inertia < best.inertia:
                 best = found
     if best is None:
@@ -133,37 +133,63 @@ def gw_kmeans(
     return best
 
 
-def _pad(spaces: MeasureSpaces) -> tuple[MeasureSpaces, Bool[Array, " n"]]:
-    """Repeats the first heatmap up to a round number; the copies are not real.
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """Heatmaps on all devices, in a round number of rows.
 
-    Round numbers keep the number of compilations small when many classes of
-    different sizes are clustered.
+    Attributes:
+        spaces: The rows; those without a heatmap repeat the first.
+        real: Which rows hold a heatmap. On every device they come first.
+        rows: The row of every heatmap.
+    """
+
+    spaces: MeasureSpaces
+    real: Bool[Array, " m"]
+    rows: Int[np.ndarray, " n"]
+
+    def of_heatmaps(self, of_rows: Array) -> np.ndarray:
+        """What belongs to the heatmaps, in their order."""
+        return np.asarray(of_rows)[self.rows]
+
+    def of_rows(self, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+        """Labels by row."""
+        spread = np.zeros(len(self.spaces), np.int32)
+        spread[self.rows] = labels
+        return spread
+
+
+def _place(spaces: MeasureSpaces) -> _Placed:
+    """Deals heatmaps out to the devices like cards.
+
+    Neighbours are often alike, and equally hard. Round numbers keep the number
+    of compilations small when many classes of different sizes are clustered.
     """
     n = len(spaces)
     step = max(_LEAST, 1 << max(0, n.bit_length() - 3))
     size = -(-n // step) * step
-    index = np.where(np.arange(size) < n, np.arange(size), 0)
+    _, split = shardings_for(size, jax.devices())
+    devices = split.mesh.size
+    rows = np.arange(n) % devices * (size // devices) + np.arange(n) // devices
+    index, real = np.zeros(size, int), np.zeros(size, bool)
+    index[rows], real[rows] = np.arange(n), True
     # By way of the host, since every process holds all heatmaps and keeps its part.
     weights, factors = np.asarray(spaces.weights)[index], np.asarray(spaces.factors)[index]
-    everyone = shardings_for(size, jax.devices())[1]
-    weights, factors, real = jax.device_put((weights, factors, np.arange(size) < n), everyone)
-    return MeasureSpaces(weights, factors, spaces.height, spaces.width), real
+    weights, factors, real = jax.device_put((weights, factors, real), split)
+    return _Placed(MeasureSpaces(weights, factors, spaces.height, spaces.width), real, rows)
 
 
 def _run(
-    padded: MeasureSpaces,
-    real: Bool[Array, " n"],
-    n: int,
+    placed: _Placed,
     centers: Centers,
     solver: EntropicGW,
     max_rounds: int,
     bar: Bar,
 ) -> GWClusters:
-    labels = np.full(n, -1)
+    labels = np.full(len(placed.rows), -1)
     rounds, converged = 0, False
-    found = assign(padded, real, centers, solver)
+    found = assign(placed.spaces, placed.real, centers, solver)
     while True:
-        distances = np.asarray(found.values)[:n]
+        distances = placed.of_heatmaps(found.values)
         new = distances.argmin(1)
         if rounds == 0:
             new = _fill_empty(new, distances)
@@ -172,7 +198,9 @@ def _run(
         if moved == 0 or rounds == max_rounds:
             converged = moved == 0
             break
-        centers, found = gw_round(padded, real, _extend(labels, padded), centers, solver)
+        centers, found = gw_round(
+            placed.spaces, placed.real, placed.of_rows(labels), centers, solver
+        )
         rounds += 1
         bar.advance(1, f"{moved} moved")
     bar.advance(max_rounds - rounds)
@@ -180,12 +208,12 @@ def _run(
         labels=labels,
         distances=distances,
         centers=centers,
-        inertia=float(distances[np.arange(n), labels].sum()),
+        inertia=float(distances[np.arange(len(labels)), labels].sum()),
         rounds=rounds,
         converged=converged,
-        unsolved=float(1 - np.asarray(found.converged)[:n].mean()),
-        information=float(np.asarray(found.information)[:n].mean()),
-        product=float(np.asarray(found.product)[:n].mean()),
+        unsolved=float(1 - placed.of_heatmaps(found.converged).mean()),
+        information=float(placed.of_heatmaps(found.information).mean()),
+        product=float(placed.of_heatmaps(found.product).mean()),
     )
 
 
@@ -203,10 +231,6 @@ def _fill_empty(
         if own.max() - own.min() > 1e-5 * np.abs(own).max():
             labels[own.argmax()] = cluster
     return labels
-
-
-def _extend(labels: Int[np.ndarray, " n"], padded: MeasureSpaces) -> Int[np.ndarray, " m"]:
-    return np.pad(labels, (0, len(padded) - len(labels))).astype(np.int32)
 
 
 @partial(jax.jit, static_argnames="solver")
@@ -240,8 +264,7 @@ def gw_round(
 
 def _seed(
     spaces: MeasureSpaces,
-    padded: MeasureSpaces,
-    real: Bool[Array, " n"],
+    placed: _Placed,
     n_clusters: int,
     center_size: int,
     solver: EntropicGW,
@@ -252,7 +275,8 @@ def _seed(
     nearest = np.full(len(spaces), np.inf)
     while len(chosen) < n_clusters:
         last = jax.tree.map(lambda x: x[None], quantised[-1])
-        found = np.asarray(assign(padded, real, last, solver).values)[: len(spaces), 0]
+        found = assign(placed.spaces, placed.real, last, solver).values
+        found = placed.of_heatmaps(found)[:, 0]
         nearest = np.minimum(nearest, np.maximum(found, 0))
         nearest[chosen] = 0
         if nearest.sum() > 0:

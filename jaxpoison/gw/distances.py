@@ -179,9 +179,9 @@ def local_distances(
         center, q = arrays
         change = product_change(known.spread, center_spread(center, q), solver.epsilon)
         product = change <= solver.tolerance
-        values, information, converged = jax.lax.cond(
-            (product | ~real).all(), closed, iterated, center, q
-        )
+        # All devices go the same way, since they wait for each other on it.
+        everywhere = jax.lax.pmin((product | ~real).all().astype(jnp.int32), BATCH) == 1
+        values, information, converged = jax.lax.cond(everywhere, closed, iterated, center, q)
         return Distances(values, information, converged, product)
 
     by_center = jax.lax.map(one, (centers.distances, centers.weights))
@@ -192,6 +192,9 @@ def in_groups(
     function: Callable[..., PyTree], arrays: tuple[Array, ...], real: Bool[Array, " n"]
 ) -> PyTree:
     """Applies a function to groups of rows, one after the other.
+
+    Devices wait for each other after every group: XLA takes a device that comes
+    to a collective operation a minute after the others for dead.
 
     Args:
         function: Takes a tuple of the arrays' rows of one group and the number
@@ -207,6 +210,15 @@ def in_groups(
         x = jnp.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:])))
         return x.reshape(-1, size, *x.shape[1:])
 
+    def one(arrived: Array, group: tuple[Array, ...]) -> tuple[Array, PyTree]:
+        found = function(group)
+        # Depends on the result, so that it is not sent before; never negative.
+        ready = jnp.isnan(jax.tree.leaves(found)[0]).any().astype(jnp.int32)
+        return arrived + jax.lax.psum(ready, BATCH), found
+
     counts = grouped(real.astype(jnp.int32)).sum(1)
-    found = jax.lax.map(function, (*map(grouped, arrays), counts))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], found)
+    groups = (*map(grouped, arrays), counts)
+    arrived, found = jax.lax.scan(one, jnp.int32(0), groups)
+    return jax.tree.map(
+        lambda x: jnp.where(arrived >= 0, x.reshape(-1, *x.shape[2:])[:n], 0).astype(x.dtype), found
+    )
