@@ -177,7 +177,7 @@ def test_protocols():
     fast = protocol("fast", 34_799)
     assert (fast.epochs, fast.batch_size, fast.schedule) == (6, 128, "one-cycle")
     small = protocol("fast", 2000)
-    assert (small.epochs, small.batch_size) == (12, 32)
+    assert (small.epochs, small.batch_size) == (10, 32)
     assert protocol("fast", 2000, epochs=3).epochs == 3
     with pytest.raises(ValueError, match="protocol must be one of fast, paper; found 'slow'"):
         protocol("slow", 2000)
