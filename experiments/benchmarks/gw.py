@@ -175,23 +175,22 @@ def measure(spaces: MeasureSpaces, epsilon: float) -> dict[str, Any]:
     members = np.flatnonzero(np.asarray(labels) == 0)[:MEMBERS]
     begin = np.asarray(start.distances[0], float)
     started = time.perf_counter()
-    expected = pot.barycenter(members, begin, 2)
+    pot.barycenter(members, begin, 2)
     theirs = (time.perf_counter() - started) / len(members) / 2
+    expected = pot.barycenter(members, begin, ROUNDS)
     few, _ = barycenters(
         spaces.take(members),
         jnp.zeros(len(members), jnp.int32),
         jnp.ones(len(members)),
         start.distances[:1],
         solver,
-        tolerance=0.0,
-        max_rounds=2,
     )
     result["barycentre_round"] = {
         "rounds": int(taken),
         "seconds_per_member_and_round": seconds / n / int(taken),
         "pot_seconds_per_member_and_round": theirs,
         "ratio": theirs / (seconds / n / int(taken)),
-        "largest_difference_after_two_rounds": float(np.abs(few.distances[0] - expected).max()),
+        "largest_difference": float(np.abs(few.distances[0] - expected).max()),
     }
     print(epsilon, result["barycentre_round"], flush=True)
 
@@ -296,7 +295,7 @@ def main() -> None:
             f"| {row['epsilon']} | barycentre, {b['rounds']} rounds | "
             f"{1e3 * b['seconds_per_member_and_round']:.3g} | "
             f"{1e3 * b['pot_seconds_per_member_and_round']:.3g} | {b['ratio']:.0f} | largest "
-            f"difference after two rounds {b['largest_difference_after_two_rounds']:.0e} |"
+            f"difference of converged entries {b['largest_difference']:.0e} |"
         )
     lines += [
         "",

@@ -51,7 +51,7 @@ class EntropicGW:
 
     epsilon: float = 0.1
     tolerance: float = 1e-5
-    max_iterations: int = 200
+    max_iterations: int = 500
     slots: int | None = None
 
     def __post_init__(self) -> None:
