@@ -42,7 +42,7 @@ from jaxpoison.spaces import MeasureSpaces
 EPSILONS = (0.1, 0.01)
 SIZE = 10
 # What POT is timed on: pairs, members of one barycentre, images of a whole clustering.
-PAIRS, MEMBERS, CLUSTERED, PLAIN_OTT = 24, 24, {0.1: 160, 0.01: 32}, 64
+PAIRS, MEMBERS, CLUSTERED, PLAIN_OTT = 24, 24, {0.1: 160, 0.01: 24}, 64
 # At the small epsilon every fourth heatmap, on this side too.
 EVERY = {0.1: 1, 0.01: 4}
 ROUNDS = 20

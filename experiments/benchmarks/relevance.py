@@ -7,9 +7,10 @@ the two lies apart, with random weights and with those of a run. About fifteen
 minutes on two cores:
 
     pip install torch==2.13.0 && pip install --no-deps zennit==0.5.1
-    python -m experiments.benchmarks.relevance [--inception runs/p33] [--resnet18 runs/resnet18]
+    python -m experiments.benchmarks.relevance --inception runs/p33 --resnet18 runs/resnet18
 
-The options name the work directories of runs with the network. Expected: at
+The options name the work directories of runs with the network; a network's name
+alone measures it alone. Expected: at
 least 2 times zennit's throughput on the Inception and not less than it on
 ResNet-18, differences below 1e-4, relevance at most 4 forward passes on the
 Inception, no compilation on a second call.
@@ -72,6 +73,7 @@ def difference(
 ) -> float:
     """Relative difference of two images' relevance from zennit's in float64."""
     images, classes = (part[:2] for part in data)
+    state = jax.device_put(state, shardings_for(len(images))[0])
     ours = relevance(state, jnp.asarray(images), jnp.asarray(classes))
     theirs = zennit_relevance(network.double(), composite, images, classes)
     network.float()
@@ -145,11 +147,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="which; both")
     for name in NETWORKS:
         parser.add_argument(f"--{name}", type=Path, metavar="WORKDIR")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    networks = {name: measure(name, getattr(options, name)) for name in NETWORKS}
+    networks = {name: measure(name, getattr(options, name)) for name in options.networks}
     result = {
         "batch": BATCH,
         "networks": networks,
