@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from jaxpoison._checks import check_integer
 from jaxpoison._progress import Bar
 from jaxpoison.gw.barycenters import barycenters
-from jaxpoison.gw.distances import Centers, Distances, local_distances, over_heatmaps
+from jaxpoison.gw.distances import Centers, Distances, distances_to_centers
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.parallel import shardings_for
 from jaxpoison.spaces import MeasureSpaces
@@ -187,7 +186,7 @@ def _run(
 ) -> GWClusters:
     labels = np.full(len(placed.rows), -1)
     rounds, converged = 0, False
-    found = assign(placed.spaces, placed.real, centers, solver)
+    found = distances_to_centers(placed.spaces, centers, solver, placed.real)
     while True:
         distances = placed.of_heatmaps(found.values)
         new = distances.argmin(1)
@@ -233,14 +232,6 @@ def _fill_empty(
     return labels
 
 
-@partial(jax.jit, static_argnames="solver")
-def assign(
-    spaces: MeasureSpaces, real: Bool[Array, " n"], centers: Centers, solver: EntropicGW
-) -> Distances:
-    """Distances to centres; heatmaps that are not real come last and cost nothing."""
-    return over_heatmaps(partial(local_distances, solver=solver))(spaces, real, centers)
-
-
 def gw_round(
     spaces: MeasureSpaces,
     real: Bool[Array, " n"],
@@ -259,7 +250,7 @@ def gw_round(
     """
     weights = real.astype(spaces.weights.dtype)
     found, _ = barycenters(spaces, labels, weights, centers.distances, solver)
-    return found, assign(spaces, real, found, solver)
+    return found, distances_to_centers(spaces, found, solver, real)
 
 
 def _seed(
@@ -275,7 +266,7 @@ def _seed(
     nearest = np.full(len(spaces), np.inf)
     while len(chosen) < n_clusters:
         last = jax.tree.map(lambda x: x[None], quantised[-1])
-        found = assign(placed.spaces, placed.real, last, solver).values
+        found = distances_to_centers(placed.spaces, last, solver, placed.real).values
         found = placed.of_heatmaps(found)[:, 0]
         nearest = np.minimum(nearest, np.maximum(found, 0))
         nearest[chosen] = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,58 +100,47 @@ def product_change(
 
 
 def distances_to_centers(
-    spaces: MeasureSpaces, centers: Centers, solver: EntropicGW | None = None
+    spaces: MeasureSpaces,
+    centers: Centers,
+    solver: EntropicGW | None = None,
+    real: Bool[Array, " n"] | None = None,
 ) -> Distances:
     """Distances of all heatmaps to all centres.
 
     Where the product of the marginals is certified to be the answer of the
     iteration (that of POT, which starts there), the closed form
     ``E[C^2] - 2 E[C] q D q + q D^2 q`` is taken. Heatmaps are split over all
-    devices; the memory is bounded.
+    devices of all processes, each of which gets the whole result; the memory
+    is bounded.
 
     Args:
         spaces: Heatmaps.
         centers: Centres.
         solver: How the problem is solved.
+        real: Which rows are heatmaps, by default all. Others must come last on
+            every device; they cost nothing, and what they get means nothing.
     """
-    return _distances(spaces, centers, EntropicGW() if solver is None else solver)
+    everyone = np.ones(len(spaces), bool) if real is None else real
+    return _distances(spaces, everyone, centers, EntropicGW() if solver is None else solver)
 
 
 @partial(jax.jit, static_argnames="solver")
-def _distances(spaces: MeasureSpaces, centers: Centers, solver: EntropicGW) -> Distances:
-    everyone = jnp.ones(len(spaces), bool)
-    return over_heatmaps(partial(local_distances, solver=solver))(spaces, everyone, centers)
+def _distances(spaces: MeasureSpaces, real: Any, centers: Centers, solver: EntropicGW) -> Distances:
+    def local(spaces: MeasureSpaces, real: Array, centers: Centers) -> Distances:
+        found = local_distances(spaces, real, centers, solver)
+        return jax.lax.all_gather(found, BATCH, tiled=True)
 
-
-def over_heatmaps(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Lets every device of every process do its part of the heatmaps.
-
-    Args:
-        function: Takes heatmaps, an array with one entry per heatmap, and
-            anything that all share; gives a pytree of arrays with one entry
-            per heatmap.
-
-    Returns:
-        The same for all heatmaps; every device gets the whole result.
-    """
-
-    def split(spaces: MeasureSpaces, each: PyTree, shared: PyTree) -> PyTree:
-        def local(spaces: MeasureSpaces, each: PyTree, shared: PyTree) -> PyTree:
-            return jax.lax.all_gather(function(spaces, each, shared), BATCH, tiled=True)
-
-        return jax.shard_map(
-            local,
-            mesh=mesh_for(len(spaces), jax.devices()),
-            in_specs=(P(BATCH), P(BATCH), P()),
-            out_specs=P(),
-            check_vma=False,
-        )(spaces, each, shared)
-
-    return split
+    return jax.shard_map(
+        local,
+        mesh=mesh_for(len(spaces), jax.devices()),
+        in_specs=(P(BATCH), P(BATCH), P()),
+        out_specs=P(),
+        check_vma=False,
+    )(spaces, real, centers)
 
 
 def local_distances(
-    spaces: MeasureSpaces, real: Bool[Array, " n"], centers: Centers, *, solver: EntropicGW
+    spaces: MeasureSpaces, real: Bool[Array, " n"], centers: Centers, solver: EntropicGW
 ) -> Distances:
     """Distances of this device's heatmaps; those that are not real come last and cost nothing."""
     known = moments(spaces)
