@@ -24,8 +24,9 @@ from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.raw import RawClustering
 from jaxpoison.estimator import GromovWassersteinKMeans
 from jaxpoison.gw.barycenters import barycenters
-from jaxpoison.gw.distances import Centers, Distances, distances_to_centers
+from jaxpoison.gw.distances import Distances, distances_to_centers
 from jaxpoison.gw.grid import GridGeometry
+from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.lrp.balance import LayerBalance, conservation, layer_relevance
 from jaxpoison.lrp.propagation import relevance_function
@@ -35,14 +36,13 @@ from jaxpoison.models.inception import CompactInception
 from jaxpoison.models.inference import layer_outputs, predict
 from jaxpoison.models.resnet import ResNet18
 from jaxpoison.pipeline import RunConfig, RunOutcome, explain_all, run
-from jaxpoison.spaces import MeasureSpaces, measure_spaces
+from jaxpoison.spaces import MeasureSpaces, SmallSpaces, measure_spaces
 from jaxpoison.training import History, TrainConfig, fit, protocol
 
 __all__ = [
     "ActivationClustering",
     "Attribution",
     "Augmentation",
-    "Centers",
     "CompactInception",
     "Dataset",
     "Detection",
@@ -66,6 +66,7 @@ __all__ = [
     "ResNet18",
     "RunConfig",
     "RunOutcome",
+    "SmallSpaces",
     "SmoothGrad",
     "Splits",
     "Sticker",
@@ -88,6 +89,7 @@ __all__ = [
     "measure_spaces",
     "predict",
     "protocol",
+    "quantised",
     "relevance_function",
     "run",
     "save_model",

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._checks import check_integer
 from jaxpoison._progress import Bar
 from jaxpoison.gw.barycenters import barycenters
-from jaxpoison.gw.distances import Centers, Distances, distances_to_centers
+from jaxpoison.gw.distances import Distances, distances_to_centers
+from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.parallel import shardings_for
-from jaxpoison.spaces import MeasureSpaces
+from jaxpoison.spaces import MeasureSpaces, SmallSpaces, Spaces
 
 # Heatmaps per step of padded sizes; nats below which couplings count as products.
 _LEAST = 64
@@ -43,7 +43,7 @@ class GWClusters:
 
     labels: Int[np.ndarray, " n"]
     distances: Float[np.ndarray, "n k"]
-    centers: Centers
+    centers: SmallSpaces
     inertia: float
     rounds: int
     converged: bool
@@ -57,15 +57,15 @@ class UninformativeCouplingsWarning(UserWarning):
 
 
 def gw_kmeans(
-    spaces: MeasureSpaces,
+    spaces: Spaces,
     *,
     n_clusters: int = 2,
-    center_size: int = 10,
+    center_size: int | None = None,
     solver: EntropicGW | None = None,
     max_rounds: int = 20,
     n_init: int = 1,
     random_state: int = 0,
-    start: Centers | None = None,
+    start: SmallSpaces | None = None,
     progress: bool = False,
 ) -> GWClusters:
     """k-means++ with entropic Gromov-Wasserstein distances and barycentres.
@@ -74,13 +74,16 @@ def gw_kmeans(
     at random, the next drawn with a probability proportional to the squared
     distance; then rounds of assignment and update until no label changes.
     Their seeding measures distances between whole heatmaps; here a drawn
-    heatmap is first quantised to ``center_size`` points by weighted k-means of
-    its pixels.
+    heatmap is first quantised to ``center_size`` points.
+
+    Clustering ``quantised(spaces, size)`` instead of the heatmaps is much
+    quicker, and approximate.
 
     Args:
-        spaces: Heatmaps to cluster.
+        spaces: Heatmaps to cluster, or quantised ones.
         n_clusters: Number of clusters.
-        center_size: Points of a centre.
+        center_size: Points of a centre; 10 by default. Of quantised heatmaps it
+            is their number of points.
         solver: How distances are computed; the paper's epsilon 0.1 by default.
         max_rounds: Most rounds of assignment and update.
         n_init: Runs from different seeds; the one of least inertia is kept.
@@ -90,10 +93,11 @@ def gw_kmeans(
 
     Raises:
         TypeError: A count is not an integer.
-        ValueError: There are fewer heatmaps than clusters, or a count is too small.
+        ValueError: There are fewer heatmaps than clusters, a count is too small, or
+            ``center_size`` is not that of quantised heatmaps.
     """
     check_integer("n_clusters", n_clusters, at_least=1)
-    check_integer("center_size", center_size, at_least=2)
+    center_size = _center_size(spaces, center_size)
     check_integer("max_rounds", max_rounds, at_least=1)
     check_integer("n_init", n_init, at_least=1)
     if len(spaces) < n_clusters:
@@ -132,6 +136,15 @@ def gw_kmeans(
     return best
 
 
+def _center_size(spaces: Spaces, asked: int | None) -> int:
+    own = spaces.weights.shape[1] if isinstance(spaces, SmallSpaces) else None
+    size = asked if asked is not None else own or 10
+    check_integer("center_size", size, at_least=2)
+    if own is not None and size != own:
+        raise ValueError(f"center_size must be that of the quantised heatmaps, {own}, found {size}")
+    return size
+
+
 @dataclass(frozen=True, eq=False)
 class _Placed:
     """Heatmaps on all devices, in a round number of rows.
@@ -142,7 +155,7 @@ class _Placed:
         rows: The row of every heatmap.
     """
 
-    spaces: MeasureSpaces
+    spaces: Spaces
     real: Bool[Array, " m"]
     rows: Int[np.ndarray, " n"]
 
@@ -157,7 +170,7 @@ class _Placed:
         return spread
 
 
-def _place(spaces: MeasureSpaces) -> _Placed:
+def _place(spaces: Spaces) -> _Placed:
     """Deals heatmaps out to the devices like cards.
 
     Neighbours are often alike, and equally hard. Round numbers keep the number
@@ -172,14 +185,14 @@ def _place(spaces: MeasureSpaces) -> _Placed:
     index, real = np.zeros(size, int), np.zeros(size, bool)
     index[rows], real[rows] = np.arange(n), True
     # By way of the host, since every process holds all heatmaps and keeps its part.
-    weights, factors = np.asarray(spaces.weights)[index], np.asarray(spaces.factors)[index]
-    weights, factors, real = jax.device_put((weights, factors, real), split)
-    return _Placed(MeasureSpaces(weights, factors, spaces.height, spaces.width), real, rows)
+    rows_of = jax.tree.map(lambda x: np.asarray(x)[index], spaces)
+    dealt, real = jax.device_put((rows_of, real), split)
+    return _Placed(dealt, real, rows)
 
 
 def _run(
     placed: _Placed,
-    centers: Centers,
+    centers: SmallSpaces,
     solver: EntropicGW,
     max_rounds: int,
     bar: Bar,
@@ -233,12 +246,12 @@ def _fill_empty(
 
 
 def gw_round(
-    spaces: MeasureSpaces,
+    spaces: Spaces,
     real: Bool[Array, " n"],
     labels: Int[Array | np.ndarray, " n"],
-    centers: Centers,
+    centers: SmallSpaces,
     solver: EntropicGW,
-) -> tuple[Centers, Distances]:
+) -> tuple[SmallSpaces, Distances]:
     """One round of k-means: barycentres of the clusters, then distances to them.
 
     Args:
@@ -254,19 +267,18 @@ def gw_round(
 
 
 def _seed(
-    spaces: MeasureSpaces,
+    spaces: Spaces,
     placed: _Placed,
     n_clusters: int,
     center_size: int,
     solver: EntropicGW,
     rng: np.random.Generator,
-) -> Centers:
+) -> SmallSpaces:
     chosen = [int(rng.integers(len(spaces)))]
-    quantised = [quantise(spaces, chosen[0], center_size)]
+    drawn = [_as_center(spaces, chosen[0], center_size)]
     nearest = np.full(len(spaces), np.inf)
     while len(chosen) < n_clusters:
-        last = jax.tree.map(lambda x: x[None], quantised[-1])
-        found = distances_to_centers(placed.spaces, last, solver, placed.real).values
+        found = distances_to_centers(placed.spaces, drawn[-1], solver, placed.real).values
         found = placed.of_heatmaps(found)[:, 0]
         nearest = np.minimum(nearest, np.maximum(found, 0))
         nearest[chosen] = 0
@@ -275,32 +287,12 @@ def _seed(
         else:
             rest = np.setdiff1d(np.arange(len(spaces)), chosen)
             chosen.append(int(rng.choice(rest)))
-        quantised.append(quantise(spaces, chosen[-1], center_size))
-    return jax.tree.map(lambda *parts: np.stack(parts), *quantised)
+        drawn.append(_as_center(spaces, chosen[-1], center_size))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *drawn)
 
 
-def quantise(spaces: MeasureSpaces, index: int, size: int) -> Centers:
-    """One heatmap as a space of few points: weighted k-means of its pixels.
-
-    Args:
-        spaces: Heatmaps.
-        index: Which one.
-        size: Number of points; if the heatmap has fewer pixels, the heaviest
-            is split into copies of itself.
-
-    Returns:
-        Distances between the points ``[size, size]`` and their weights ``[size]``.
-    """
-    weights = np.asarray(spaces.weights[index], np.float64)
-    pixels = np.flatnonzero(weights)
-    points = np.stack(np.divmod(pixels, spaces.width), -1).astype(np.float64)
-    parts = min(size, len(pixels))
-    means = KMeans(parts, n_init=1, random_state=0).fit(points, sample_weight=weights[pixels])
-    mass = np.bincount(means.labels_, weights[pixels], parts)
-    # Copies at distance 0 that share the mass are the same space.
-    of = np.concatenate([np.arange(parts), np.repeat(mass.argmax(), size - parts)])
-    shared = (mass / np.bincount(of))[of]
-    places = means.cluster_centers_[of]
-    between = np.linalg.norm(places[:, None] - places, axis=-1) * float(spaces.factors[index])
+def _as_center(spaces: Spaces, index: int, size: int) -> SmallSpaces:
+    one = spaces.take(np.array([index]))
+    small = quantised(one, size) if isinstance(one, MeasureSpaces) else one
     # Host arrays: every process may give them to its devices.
-    return Centers(between.astype(np.float32), (shared / shared.sum()).astype(np.float32))
+    return jax.tree.map(np.asarray, small)

@@ -9,9 +9,9 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import check_is_fitted
 
 from jaxpoison.clustering import GWClusters, gw_kmeans
-from jaxpoison.gw.distances import Centers, distances_to_centers
+from jaxpoison.gw.distances import distances_to_centers
 from jaxpoison.gw.solver import EntropicGW
-from jaxpoison.spaces import measure_spaces
+from jaxpoison.spaces import SmallSpaces, measure_spaces
 
 Maps = Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"]
 
@@ -95,7 +95,9 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
     def transform(self, X: Maps) -> Float[np.ndarray, "n k"]:  # noqa: N803
         """Distances (squared) of heatmaps to all centres."""
         check_is_fitted(self)
-        centers = Centers(jnp.asarray(self.cluster_centers_), jnp.asarray(self.cluster_weights_))
+        centers = SmallSpaces(
+            jnp.asarray(self.cluster_centers_), jnp.asarray(self.cluster_weights_)
+        )
         spaces = measure_spaces(jnp.asarray(X), mass=self.mass)
         return np.asarray(distances_to_centers(spaces, centers, self._solver()).values)
 

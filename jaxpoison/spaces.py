@@ -52,6 +52,30 @@ class MeasureSpaces:
         return MeasureSpaces(self.weights[index], self.factors[index], self.height, self.width)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SmallSpaces:
+    """Spaces of few points, with distances of their own: centres, or quantised heatmaps.
+
+    Attributes:
+        distances: Distances between the points of every space.
+        weights: Mass of every point, above 0; each space's sum is 1.
+    """
+
+    distances: Float[Array | np.ndarray, "n m m"]
+    weights: Float[Array | np.ndarray, "n m"]
+
+    def __len__(self) -> int:
+        return self.weights.shape[0]
+
+    def take(self, index: Array | np.ndarray) -> SmallSpaces:
+        """The spaces at the given indices."""
+        return SmallSpaces(self.distances[index], self.weights[index])
+
+
+Spaces = MeasureSpaces | SmallSpaces
+
+
 def measure_spaces(
     heatmaps: Float[Array | np.ndarray, "n h w"] | Float[Array | np.ndarray, "n h w c"],
     *,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from jaxpoison import Centers, CompactInception, EntropicGW, TrainConfig, relevance_function
+from jaxpoison import CompactInception, EntropicGW, SmallSpaces, TrainConfig, relevance_function
 from jaxpoison.clustering import gw_round
 from jaxpoison.spaces import MeasureSpaces
 from jaxpoison.training import make_train_step
@@ -55,7 +55,7 @@ def test_relevance(model, platform):
 
 def test_clustering_round(platform):
     spaces = MeasureSpaces(jnp.full((64, 256), 1 / 256), jnp.ones(64), 16, 16)
-    centers = Centers(jnp.ones((2, 10, 10)), jnp.full((2, 10), 0.1))
+    centers = SmallSpaces(jnp.ones((2, 10, 10)), jnp.full((2, 10), 0.1))
 
     def function(weights, labels, distances):
         moved = dataclasses.replace(centers, distances=distances)

@@ -33,10 +33,10 @@ from ott.solvers.linear import sinkhorn
 from ott.solvers.quadratic import gromov_wasserstein
 
 from experiments.benchmarks.reporting import machine, record, versions
-from jaxpoison import Centers, EntropicGW, barycenters, gw_kmeans, measure_spaces
+from jaxpoison import EntropicGW, SmallSpaces, barycenters, gw_kmeans, measure_spaces
 from jaxpoison.clustering import _fill_empty, _place, _seed
 from jaxpoison.gw.distances import distances_to_centers
-from jaxpoison.gw.grid import pixel_distances
+from jaxpoison.gw.products import pixel_distances
 from jaxpoison.spaces import MeasureSpaces
 
 EPSILONS = (0.1, 0.01)
@@ -93,7 +93,7 @@ class Pot:
             tol=2e-5,
         )
 
-    def kmeans(self, centers: Centers) -> tuple[np.ndarray, int]:
+    def kmeans(self, centers: SmallSpaces) -> tuple[np.ndarray, int]:
         """Rounds of assignment and update from given centres until no label changes."""
         spaces = [np.asarray(c, float) for c in centers.distances]
         masses = [np.asarray(w, float) / float(w.sum()) for w in centers.weights]
@@ -114,7 +114,7 @@ class Pot:
         raise RuntimeError("unreachable")
 
 
-def plain_ott(spaces: MeasureSpaces, center: Centers, epsilon: float) -> Callable[[], Any]:
+def plain_ott(spaces: MeasureSpaces, center: SmallSpaces, epsilon: float) -> Callable[[], Any]:
     """OTT-JAX as one would use it first: dense geometries, mapped over heatmaps."""
     grid = pixel_distances(spaces.height, spaces.width)
     linear = sinkhorn.Sinkhorn(threshold=1e-5, max_iterations=2000)
@@ -146,7 +146,7 @@ def measure(spaces: MeasureSpaces, epsilon: float) -> dict[str, Any]:
     pot = Pot(spaces, epsilon)
     sample = rng.choice(n, PAIRS, replace=False)
 
-    def pot_pairs(centers: Centers) -> tuple[float, np.ndarray]:
+    def pot_pairs(centers: SmallSpaces) -> tuple[float, np.ndarray]:
         center, masses = np.asarray(centers.distances[0], float), np.asarray(centers.weights[0])
         masses = masses.astype(float) / masses.sum(dtype=float)
         for k in sample[:2]:

@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxpoison.gw.distances import Centers, center_spread, in_groups, moments, product_change
-from jaxpoison.gw.grid import grid_product
+from jaxpoison.gw.distances import center_spread, in_groups, moments, product_change
+from jaxpoison.gw.products import distance_product
 from jaxpoison.gw.solver import EntropicGW, Problems, product_plans, solve
 from jaxpoison.parallel import BATCH, mesh_for
-from jaxpoison.spaces import MeasureSpaces
+from jaxpoison.spaces import SmallSpaces, Spaces
 
 # With plans this near to products (sum of magnitudes of the difference), and rounds that
 # shrink what remains by this factor or more, all further rounds lead to a constant.
@@ -24,7 +24,7 @@ _SHRINKS = 0.5
 
 
 def barycenters(
-    spaces: MeasureSpaces,
+    spaces: Spaces,
     labels: Int[Array | np.ndarray, " n"],
     member_weights: Float[Array, " n"],
     start: Float[Array | np.ndarray, "k m m"],
@@ -32,7 +32,7 @@ def barycenters(
     *,
     tolerance: float = 2e-5,
     max_rounds: int = 20,
-) -> tuple[Centers, Int[Array, ""]]:
+) -> tuple[SmallSpaces, Int[Array, ""]]:
     """Barycentres of clusters: points of equal weight, distances by fixed point.
 
     One round couples every heatmap with its own cluster's centre and sets
@@ -62,17 +62,17 @@ def barycenters(
 
 @partial(jax.jit, static_argnames="solver")
 def _barycenters(
-    spaces: MeasureSpaces,
+    spaces: Spaces,
     labels: Any,
     member_weights: Array,
     start: Any,
     solver: EntropicGW,
     tolerance: float,
     max_rounds: int,
-) -> tuple[Centers, Array]:
+) -> tuple[SmallSpaces, Array]:
     def local(
-        spaces: MeasureSpaces, labels: Array, member_weights: Array, start: Array
-    ) -> tuple[Centers, Array]:
+        spaces: Spaces, labels: Array, member_weights: Array, start: Array
+    ) -> tuple[SmallSpaces, Array]:
         return local_barycenters(
             spaces, labels, member_weights, start, solver, tolerance, max_rounds
         )
@@ -87,17 +87,16 @@ def _barycenters(
 
 
 def local_barycenters(
-    spaces: MeasureSpaces,
+    spaces: Spaces,
     labels: Int[Array, " n"],
     member_weights: Float[Array, " n"],
     start: Float[Array, "k m m"],
     solver: EntropicGW,
     tolerance: float | Array,
     max_rounds: int | Array,
-) -> tuple[Centers, Int[Array, ""]]:
+) -> tuple[SmallSpaces, Int[Array, ""]]:
     """Barycentres from this device's heatmaps and those of all others."""
     k, m = start.shape[:2]
-    size = (spaces.height, spaces.width)
     uniform = jnp.full(m, 1 / m, start.dtype)
     totals = jax.lax.psum(jax.ops.segment_sum(member_weights, labels, k), BATCH)
     shares = member_weights / jnp.where(totals > 0, totals, 1)[labels]
@@ -119,21 +118,18 @@ def local_barycenters(
         return jnp.broadcast_to(mean_of(known.mean)[:, None, None], (k, m, m)), plans
 
     def iterated(centers: Array, plans: Array) -> tuple[Array, Array]:
-        def group(arrays: tuple[Array, ...]) -> tuple[Array, Array]:
-            weights, factors, labels, plans, count = arrays
-            masses = jnp.broadcast_to(uniform, (len(weights), m))
-            problems = Problems(weights, factors, centers[labels], masses, *size)
+        def group(some: Spaces, labels: Array, plans: Array, count: Array) -> tuple[Array, Array]:
+            masses = jnp.broadcast_to(uniform, (len(some), m))
+            problems = Problems(some, SmallSpaces(centers[labels], masses))
             new = solve(problems, solver, count, plans).plans
 
-            def seen(arrays: tuple[Array, Array]) -> Array:
-                plan, factor = arrays
-                return grid_product(plan, *size) @ plan.T * factor
+            def seen(row: tuple[Spaces, Array]) -> Array:
+                space, plan = jax.tree.map(lambda x: x[None], row)
+                return (distance_product(space, plan) @ plan.mT)[0]
 
-            chunk = min(solver.width, len(new))
-            return jax.lax.map(seen, (new, factors), batch_size=chunk), new
+            return jax.lax.map(seen, (some, new), batch_size=min(solver.width, len(new))), new
 
-        arrays = (spaces.weights, spaces.factors, labels, plans)
-        parts, plans = in_groups(group, arrays, real)
+        parts, plans = in_groups(group, (spaces, labels, plans), real)
         return mean_of(parts) * m**2, plans
 
     def advance(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
@@ -149,13 +145,8 @@ def local_barycenters(
         _, _, rounds, change = state
         return (rounds < max_rounds) & (change > tolerance)
 
-    everyone = Problems(
-        spaces.weights,
-        spaces.factors,
-        start[labels],
-        jnp.broadcast_to(uniform, (len(labels), m)),
-        *size,
-    )
+    masses = jnp.broadcast_to(uniform, (len(labels), m))
+    everyone = Problems(spaces, SmallSpaces(start[labels], masses))
     first = (start, product_plans(everyone), jnp.int32(0), jnp.asarray(jnp.inf, start.dtype))
     found, _, rounds, _ = jax.lax.while_loop(unfinished, advance, first)
-    return Centers(found, jnp.broadcast_to(uniform, (k, m))), rounds
+    return SmallSpaces(found, jnp.broadcast_to(uniform, (k, m))), rounds

@@ -1,4 +1,4 @@
-"""Entropic Gromov-Wasserstein distances between heatmaps and small centres."""
+"""Entropic Gromov-Wasserstein distances of heatmaps to small centres."""
 
 from __future__ import annotations
 
@@ -13,27 +13,13 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxpoison.gw.grid import grid_product
+from jaxpoison.gw.products import distance_product
 from jaxpoison.gw.solver import EntropicGW, Problems, measure, solve
 from jaxpoison.parallel import BATCH, mesh_for
-from jaxpoison.spaces import MeasureSpaces
+from jaxpoison.spaces import SmallSpaces, Spaces
 
 # Plans of so many heatmaps are in memory at once on each device.
 _GROUP = 512
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Centers:
-    """Small metric measure spaces.
-
-    Attributes:
-        distances: Distances between the points of every centre.
-        weights: Mass of every point, above 0; each centre's sum is 1.
-    """
-
-    distances: Float[Array | np.ndarray, "k m m"]
-    weights: Float[Array | np.ndarray, "k m"]
 
 
 @jax.tree_util.register_dataclass
@@ -71,12 +57,12 @@ class Moments(NamedTuple):
     spread: Float[Array, " n"]
 
 
-def moments(spaces: MeasureSpaces) -> Moments:
-    """Moments of the distances of every heatmap."""
-    p, size = spaces.weights, (spaces.height, spaces.width)
-    each = grid_product(p, *size) * spaces.factors[:, None]
+def moments(spaces: Spaces) -> Moments:
+    """Moments of the distances of every space."""
+    p = jnp.asarray(spaces.weights)
+    each = distance_product(spaces, p[:, None])[:, 0]
     mean = (p * each).sum(-1)
-    squares = (p * grid_product(p, *size, 2)).sum(-1) * spaces.factors**2
+    squares = (p * distance_product(spaces, p[:, None], 2)[:, 0]).sum(-1)
     return Moments(mean, squares, jnp.sqrt((p * (each - mean[:, None]) ** 2).sum(-1)))
 
 
@@ -100,12 +86,12 @@ def product_change(
 
 
 def distances_to_centers(
-    spaces: MeasureSpaces,
-    centers: Centers,
+    spaces: Spaces,
+    centers: SmallSpaces,
     solver: EntropicGW | None = None,
     real: Bool[Array, " n"] | None = None,
 ) -> Distances:
-    """Distances of all heatmaps to all centres.
+    """Distances of all heatmaps, or other spaces, to all centres.
 
     Where the product of the marginals is certified to be the answer of the
     iteration (that of POT, which starts there), the closed form
@@ -125,8 +111,8 @@ def distances_to_centers(
 
 
 @partial(jax.jit, static_argnames="solver")
-def _distances(spaces: MeasureSpaces, real: Any, centers: Centers, solver: EntropicGW) -> Distances:
-    def local(spaces: MeasureSpaces, real: Array, centers: Centers) -> Distances:
+def _distances(spaces: Spaces, real: Any, centers: SmallSpaces, solver: EntropicGW) -> Distances:
+    def local(spaces: Spaces, real: Array, centers: SmallSpaces) -> Distances:
         found = local_distances(spaces, real, centers, solver)
         return jax.lax.all_gather(found, BATCH, tiled=True)
 
@@ -140,11 +126,11 @@ def _distances(spaces: MeasureSpaces, real: Any, centers: Centers, solver: Entro
 
 
 def local_distances(
-    spaces: MeasureSpaces, real: Bool[Array, " n"], centers: Centers, solver: EntropicGW
+    spaces: Spaces, real: Bool[Array, " n"], centers: SmallSpaces, solver: EntropicGW
 ) -> Distances:
     """Distances of this device's heatmaps; those that are not real come last and cost nothing."""
     known = moments(spaces)
-    n, size = len(spaces), (spaces.height, spaces.width)
+    n = len(spaces)
 
     def closed(center: Array, q: Array) -> tuple[Array, Array, Array]:
         of_center = q @ center @ q
@@ -152,17 +138,15 @@ def local_distances(
         return values, jnp.zeros(n), jnp.ones(n, bool)
 
     def iterated(center: Array, q: Array) -> tuple[Array, Array, Array]:
-        def group(arrays: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            weights, factors, count = arrays
-            many = len(weights)
+        def group(some: Spaces, count: Array) -> tuple[Array, Array, Array]:
+            many = len(some)
             centers = jnp.broadcast_to(center, (many, *center.shape))
-            masses = jnp.broadcast_to(q, (many, *q.shape))
-            problems = Problems(weights, factors, centers, masses, *size)
+            problems = Problems(some, SmallSpaces(centers, jnp.broadcast_to(q, (many, *q.shape))))
             plans = solve(problems, solver, count)
             found = measure(problems, plans.plans, solver.width)
             return found.values, found.information, plans.converged
 
-        return in_groups(group, (spaces.weights, spaces.factors), real)
+        return in_groups(group, (spaces,), real)
 
     def one(arrays: tuple[Array, Array]) -> Distances:
         center, q = arrays
@@ -178,7 +162,7 @@ def local_distances(
 
 
 def in_groups(
-    function: Callable[..., PyTree], arrays: tuple[Array, ...], real: Bool[Array, " n"]
+    function: Callable[..., PyTree], arrays: tuple[PyTree, ...], real: Bool[Array, " n"]
 ) -> PyTree:
     """Applies a function to groups of rows, one after the other.
 
@@ -186,9 +170,9 @@ def in_groups(
     to a collective operation a minute after the others for dead.
 
     Args:
-        function: Takes a tuple of the arrays' rows of one group and the number
-            of those that are real.
-        arrays: Arrays with one row per heatmap.
+        function: Takes the arrays' rows of one group and the number of those
+            that are real.
+        arrays: Pytrees of arrays with one row per heatmap.
         real: Which rows are; they come first.
     """
     n = len(real)
@@ -199,14 +183,14 @@ def in_groups(
         x = jnp.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:])))
         return x.reshape(-1, size, *x.shape[1:])
 
-    def one(arrived: Array, group: tuple[Array, ...]) -> tuple[Array, PyTree]:
-        found = function(group)
+    def one(arrived: Array, group: tuple[PyTree, ...]) -> tuple[Array, PyTree]:
+        found = function(*group)
         # Depends on the result, so that it is not sent before; never negative.
         ready = jnp.isnan(jax.tree.leaves(found)[0]).any().astype(jnp.int32)
         return arrived + jax.lax.psum(ready, BATCH), found
 
     counts = grouped(real.astype(jnp.int32)).sum(1)
-    groups = (*map(grouped, arrays), counts)
+    groups = (*jax.tree.map(grouped, arrays), counts)
     arrived, found = jax.lax.scan(one, jnp.int32(0), groups)
     return jax.tree.map(
         lambda x: jnp.where(arrived >= 0, x.reshape(-1, *x.shape[2:])[:n], 0).astype(x.dtype), found

@@ -7,9 +7,9 @@ entropy epsilon; OTT-JAX halves the linearisation, so that its epsilon is half
 of POT's.
 
 Three things make it fast. Products with pixel distances are one matrix product
-for all problems (:func:`jaxpoison.gw.grid.grid_product`). A centre has few
-points, so that the inner problem has few unknowns once its pixel potentials
-are eliminated: Newton's method solves it in one or two steps where Sinkhorn's
+for all problems (:mod:`jaxpoison.gw.products`). A centre has few points, so
+that the inner problem has few unknowns once its pixel potentials are
+eliminated: Newton's method solves it in one or two steps where Sinkhorn's
 scaling takes hundreds at small epsilon. And problems pass through a fixed
 number of slots: one that is solved gives its place to the next, so that shapes
 are static and solved problems cost nothing.
@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison._checks import check_integer, check_positive
-from jaxpoison.gw.grid import grid_product
+from jaxpoison.gw.products import distance_product, largest_distances
+from jaxpoison.spaces import SmallSpaces, Spaces
 
 # Largest step of a potential; Newton's model of the problem holds only nearby.
 _SCALING_STEP = 20.0
@@ -70,23 +71,19 @@ class EntropicGW:
 
 
 class Problems(NamedTuple):
-    """Heatmaps, each with a centre of its own.
+    """Spaces, each with a centre of its own.
 
     Attributes:
-        weights: Mass of every pixel.
-        factors: What pixel distances are multiplied by.
-        centers: Distances of the centres.
-        center_weights: Mass of the centres' points, above 0.
-        height: Rows of the grid.
-        width: Columns of the grid.
+        spaces: Heatmaps, or spaces of few points.
+        centers: As many centres.
     """
 
-    weights: Float[Array, "n p"]
-    factors: Float[Array, " n"]
-    centers: Float[Array, "n m m"]
-    center_weights: Float[Array, "n m"]
-    height: int
-    width: int
+    spaces: Spaces
+    centers: SmallSpaces
+
+    def take(self, index: Array) -> Problems:
+        """The problems at the given indices."""
+        return Problems(self.spaces.take(index), self.centers.take(index))
 
 
 class Plans(NamedTuple):
@@ -125,7 +122,8 @@ class _Slots(NamedTuple):
 
 def product_plans(problems: Problems) -> Float[Array, "n m p"]:
     """The products of the marginals: the usual start."""
-    return problems.center_weights[:, :, None] * problems.weights[:, None, :]
+    p, q = jnp.asarray(problems.spaces.weights), jnp.asarray(problems.centers.weights)
+    return q[:, :, None] * p[:, None, :]
 
 
 def solve(
@@ -142,18 +140,18 @@ def solve(
         count: How many problems there are; the rest is padding.
         start: Plans to start from; by default the products of the marginals.
     """
-    n, pixels = problems.weights.shape
-    points = problems.centers.shape[-1]
+    n, pixels = problems.spaces.weights.shape
+    points = problems.centers.weights.shape[-1]
     size = min(solver.width, n)
 
     def load(index: Array) -> Float[Array, "b m p"]:
         if start is not None:
             return start[jnp.minimum(index, n - 1)]
-        return product_plans(_take(problems, index))
+        return product_plans(problems.take(jnp.minimum(index, n - 1)))
 
     def advance(state: tuple[_Slots, Plans]) -> tuple[_Slots, Plans]:
         slots, found = state
-        here = _take(problems, slots.problem)
+        here = problems.take(jnp.minimum(slots.problem, n - 1))
         plan, potential, error = _inner_step(here, slots.plan, slots.potential, solver.epsilon)
         tolerance = jnp.maximum(solver.tolerance, _resolution(here, solver.epsilon))
         change = jnp.abs(plan - slots.plan).sum((1, 2))
@@ -193,7 +191,7 @@ def solve(
     slots = _Slots(
         index,
         load(index),
-        jnp.zeros((size, points), problems.weights.dtype),
+        jnp.zeros((size, points), problems.spaces.weights.dtype),
         zeros,
         zeros,
         jnp.int32(size),
@@ -207,32 +205,22 @@ def solve(
     return jax.lax.while_loop(unfinished, advance, (slots, found))[1]
 
 
-def _take(problems: Problems, index: Array) -> Problems:
-    index = jnp.minimum(index, len(problems.weights) - 1)
-    return problems._replace(
-        weights=problems.weights[index],
-        factors=problems.factors[index],
-        centers=problems.centers[index],
-        center_weights=problems.center_weights[index],
-    )
-
-
 def _strength(problems: Problems, epsilon: float) -> Float[Array, "n m m"]:
-    """What a plan's products with pixel distances enter the exponent of the next one with.
+    """What a plan's products with distances enter the exponent of the next one with.
 
     Each column is centred: constants along the centre's points change no plan,
     and cost digits.
     """
-    centers = problems.centers
-    mean = jnp.einsum("bi,bij->bj", problems.center_weights, centers)
-    return (centers - mean[:, None, :]) * (4 / epsilon * problems.factors)[:, None, None]
+    centers = jnp.asarray(problems.centers.distances)
+    mean = jnp.einsum("bi,bij->bj", problems.centers.weights, centers)
+    return (centers - mean[:, None, :]) * (4 / epsilon)
 
 
 def _resolution(problems: Problems, epsilon: float) -> Float[Array, " n"]:
     """The relative error of plans that rounding of the exponent makes."""
-    largest_distance = (problems.height**2 + problems.width**2) ** 0.5
-    sums = (jnp.abs(_strength(problems, epsilon)) * problems.center_weights[:, None, :]).sum(-1)
-    return _ROUNDING * largest_distance * sums.max(-1)
+    weights = problems.centers.weights[:, None, :]
+    sums = (jnp.abs(_strength(problems, epsilon)) * weights).sum(-1)
+    return _ROUNDING * largest_distances(problems.spaces) * sums.max(-1)
 
 
 def _inner_step(
@@ -253,8 +241,8 @@ def _inner_step(
         A plan with the right mass on pixels, the centre's potentials, and the
         error of the plan's mass on the centre's points (sum of magnitudes).
     """
-    p, q = problems.weights, problems.center_weights
-    moved = grid_product(plan, problems.height, problems.width)
+    p, q = jnp.asarray(problems.spaces.weights), jnp.asarray(problems.centers.weights)
+    moved = distance_product(problems.spaces, plan)
     exponent = jnp.einsum("bij,bjp->bip", _strength(problems, epsilon), moved)
     exponent += potential[:, :, None]
     kernel = jnp.exp(exponent - exponent.max(1, keepdims=True))
@@ -292,28 +280,26 @@ class Measured(NamedTuple):
     Attributes:
         values: The transport cost without the entropy, POT's ``gw_dist``.
         information: Divergence of the plan from the product of its marginals, in nats.
-        moved: The heatmap's distances seen from the centre's points, ``T C T^T``.
     """
 
     values: Float[Array, " n"]
     information: Float[Array, " n"]
-    moved: Float[Array, "n m m"]
 
 
 def measure(problems: Problems, plans: Float[Array, "n m p"], chunk: int) -> Measured:
     """Values and information of plans, in chunks that bound the memory."""
 
-    def one(arrays: tuple[Array, ...]) -> Measured:
-        p, factor, center, q, plan = arrays
-        there = grid_product(plan, problems.height, problems.width) * factor
-        moved = there @ plan.T
-        squares = (grid_product(p, problems.height, problems.width, 2) @ p) * factor**2
+    def one(row: tuple[Problems, Array]) -> Measured:
+        (spaces, centers), plan = jax.tree.map(lambda x: x[None], row)
+        p, q, center = spaces.weights[0], centers.weights[0], centers.distances[0]
+        plan = plan[0]
+        moved = distance_product(spaces, plan[None])[0] @ plan.T
+        squares = distance_product(spaces, p[None, None], 2)[0, 0] @ p
         value = squares + q @ center**2 @ q - 2 * (center * moved).sum()
         product = q[:, None] * p
         held = (plan > 0) & (product > 0)
         ratio = jnp.log(jnp.where(held, plan / jnp.where(held, product, 1), 1))
         # A divergence is never negative; rounding may be.
-        return Measured(value, jnp.maximum((plan * ratio).sum(), 0), moved)
+        return Measured(value, jnp.maximum((plan * ratio).sum(), 0))
 
-    arrays = (*problems[:4], plans)
-    return jax.lax.map(one, arrays, batch_size=min(chunk, len(plans)))
+    return jax.lax.map(one, (problems, plans), batch_size=min(chunk, len(plans)))

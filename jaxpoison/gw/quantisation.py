@@ -1,0 +1,99 @@
+"""Heatmaps compressed to a few points each."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxpoison._checks import check_integer
+from jaxpoison.spaces import MeasureSpaces, SmallSpaces
+
+# Rounds of k-means; heatmaps that are compressed at once.
+_ROUNDS = 25
+_CHUNK = 64
+
+
+def quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
+    """Compresses every heatmap to a few weighted points: weighted k-means of its pixels.
+
+    Starts from pixels far from each other, weighed by their mass, so that no
+    chance is involved. Distances are those between the points, which leaves out
+    how far mass spreads around each.
+
+    Args:
+        spaces: Heatmaps.
+        size: Number of points; if a heatmap has fewer pixels, the heaviest
+            point is split into copies of itself, at distance 0.
+
+    Raises:
+        TypeError: ``size`` is not an integer.
+        ValueError: It is below 1.
+    """
+    check_integer("size", size, at_least=1)
+    return _quantised(spaces, size)
+
+
+@partial(jax.jit, static_argnames="size")
+def _quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
+    grid = np.stack(np.divmod(np.arange(spaces.height * spaces.width), spaces.width), -1)
+    pixels = jnp.asarray(grid, jnp.float32)
+
+    def one(space: tuple[Array, Array]) -> SmallSpaces:
+        weights, factor = space
+        places = _lloyd(pixels, weights, _far_apart(pixels, weights, size))
+        mass = _assigned(pixels, weights, places).sum(1)
+        top, empty = mass.argmax(), mass <= 0
+        share = mass[top] / (1 + empty.sum())
+        mass = jnp.where(empty, share, mass).at[top].set(share)
+        places = jnp.where(empty[:, None], places[top], places)
+        return SmallSpaces(jnp.sqrt(_squared_distances(places, places)) * factor, mass / mass.sum())
+
+    return jax.lax.map(one, (spaces.weights, spaces.factors), batch_size=_CHUNK)
+
+
+def _squared_distances(a: Float[Array, "m 2"], b: Float[Array, "p 2"]) -> Float[Array, "m p"]:
+    return ((a[:, None] - b) ** 2).sum(-1)
+
+
+def _far_apart(
+    pixels: Float[Array, "p 2"], weights: Float[Array, " p"], size: int
+) -> Float[Array, "m 2"]:
+    """The heaviest pixel, then those far from all before, by distance squared times root of mass.
+
+    With the mass itself in place of its root, the start is worse: few points in
+    the outskirts, whose mass is small and many pixels.
+    """
+
+    def add(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        places, nearest = state
+        place = pixels[(jnp.sqrt(weights) * nearest).argmax()]
+        nearest = jnp.minimum(nearest, _squared_distances(place[None], pixels)[0])
+        return places.at[k].set(place), nearest
+
+    start = jnp.zeros((size, 2), pixels.dtype), jnp.ones(len(pixels), pixels.dtype)
+    first, _ = add(0, start)
+    nearest = _squared_distances(first[:1], pixels)[0]
+    return jax.lax.fori_loop(1, size, add, (first, nearest))[0]
+
+
+def _assigned(
+    pixels: Float[Array, "p 2"], weights: Float[Array, " p"], places: Float[Array, "m 2"]
+) -> Float[Array, "m p"]:
+    """Every pixel's mass, in the row of its nearest place."""
+    nearest = _squared_distances(places, pixels).argmin(0)
+    return jnp.where(nearest == jnp.arange(len(places))[:, None], weights, 0)
+
+
+def _lloyd(
+    pixels: Float[Array, "p 2"], weights: Float[Array, " p"], places: Float[Array, "m 2"]
+) -> Float[Array, "m 2"]:
+    def move(_: int, places: Array) -> Array:
+        held = _assigned(pixels, weights, places)
+        mass = held.sum(1, keepdims=True)
+        return jnp.where(mass > 0, held @ pixels / jnp.where(mass > 0, mass, 1), places)
+
+    return jax.lax.fori_loop(0, _ROUNDS, move, places)
