@@ -26,6 +26,7 @@ from jaxpoison.estimator import GromovWassersteinKMeans
 from jaxpoison.gw.barycenters import barycenters
 from jaxpoison.gw.distances import Distances, distances_to_centers
 from jaxpoison.gw.grid import GridGeometry
+from jaxpoison.gw.pairs import PairDistances, all_distances, pair_distances
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.lrp.balance import LayerBalance, conservation, layer_relevance
@@ -36,6 +37,7 @@ from jaxpoison.models.inception import CompactInception
 from jaxpoison.models.inference import layer_outputs, predict
 from jaxpoison.models.resnet import ResNet18
 from jaxpoison.pipeline import RunConfig, RunOutcome, explain_all, run
+from jaxpoison.screening import cluster_classes
 from jaxpoison.spaces import MeasureSpaces, SmallSpaces, measure_spaces
 from jaxpoison.training import History, TrainConfig, fit, protocol
 
@@ -61,6 +63,7 @@ __all__ = [
     "LRP",
     "LayerBalance",
     "MeasureSpaces",
+    "PairDistances",
     "PoisonedSplits",
     "RawClustering",
     "ResNet18",
@@ -72,8 +75,10 @@ __all__ = [
     "Sticker",
     "TrainConfig",
     "accuracy",
+    "all_distances",
     "attack_success_rate",
     "barycenters",
+    "cluster_classes",
     "conservation",
     "detection_rates",
     "distances_to_centers",
@@ -87,6 +92,7 @@ __all__ = [
     "load_folder",
     "load_model",
     "measure_spaces",
+    "pair_distances",
     "predict",
     "protocol",
     "quantised",

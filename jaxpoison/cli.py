@@ -30,12 +30,20 @@ Explains every training image towards its label and writes relevance.npy
 (ids and labels in the same order) into the work directory. Takes the options
 of run; a network that run trained there with the same options is used.
 """
+_CLUSTER_DESCRIPTION = """\
+Splits the training images of every class in two by their heatmaps and writes
+classes.csv (one row per class) and clusters.csv (one row per image) into the
+work directory; explains all images first. Takes the options of run; what run
+or explain left there with the same options is used, and so are classes that
+were finished before an interruption.
+"""
 _EXAMPLES = """\
 examples:
   jaxpoison run
   jaxpoison run --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison run --data photos.zip --attack none --target 3 --detectors heatmap
   jaxpoison explain --data gtsrb --rate 0.33 --workdir runs/p33
+  jaxpoison cluster --data gtsrb --rate 0.33 --workdir runs/p33 --epsilon 0.02
 
 The work directory gets config.json, result.json, suspects.csv and report.html.
 """
@@ -53,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported after the process-wide settings, which JAX reads when it starts.
     from jaxpoison.pipeline import RunConfig, explain_all, run
     from jaxpoison.report.html import write_report
+    from jaxpoison.screening import cluster_classes
 
     try:
         config = RunConfig(
@@ -74,6 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "explain":
             output = explain_all(config, options.workdir, progress=not options.quiet)
             print(f"relevance of all training images: {output}")  # noqa: T201
+            return 0
+        if options.command == "cluster":
+            output = cluster_classes(
+                config,
+                options.workdir,
+                epsilon=options.epsilon,
+                mode=options.mode,
+                progress=not options.quiet,
+            )
+            print(f"clusters of all classes: {output}")  # noqa: T201
             return 0
         outcome = run(config, options.workdir, progress=not options.quiet)
         write_report(options.workdir / "report.html", outcome)
@@ -110,6 +129,24 @@ def _parser() -> argparse.ArgumentParser:
         description=_EXPLAIN_DESCRIPTION,
         parents=[options],
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cluster = commands.add_parser(
+        "cluster",
+        help="every class split in two by its heatmaps",
+        description=_CLUSTER_DESCRIPTION,
+        parents=[options],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cluster.add_argument(
+        "--epsilon",
+        type=float,
+        default=0.1,
+        help="entropic regularisation of the distances; the paper's is 0.1 [0.1]",
+    )
+    cluster.add_argument(
+        "--mode",
+        default="exact",
+        help="exact, or quick: heatmaps are quantised to 10 points first [exact]",
     )
     return parser
 

@@ -6,22 +6,27 @@ import warnings
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 
-from jaxpoison._checks import check_integer
+from jaxpoison._checks import check_choice, check_integer
 from jaxpoison._progress import Bar
 from jaxpoison.gw.barycenters import barycenters
-from jaxpoison.gw.distances import Distances, distances_to_centers
+from jaxpoison.gw.distances import Distances, distances_to_centers, perturbation_gain
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.parallel import shardings_for
-from jaxpoison.spaces import MeasureSpaces, SmallSpaces, Spaces
+from jaxpoison.spaces import MeasureSpaces, SmallSpaces, Spaces, measure_spaces
 
+MODES = ("exact", "quick")
 # Heatmaps per step of padded sizes; nats below which couplings count as products.
 _LEAST = 64
 _NOTHING = 1e-4
+# Couplings that are started again elsewhere; gains, in shares, that are not rounding.
+_SAMPLE = 64
+_GAIN = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,8 @@ class GWClusters:
         information: Mean divergence, in nats, of the last couplings from the
             product of their marginals; about 0 means they carry no geometry.
         product: Share of the last couplings that are that product by certificate.
+        improvable: Share of a sample of the couplings to the own centre for which the
+            iteration ends lower from a perturbed start: they are no global minima.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -50,6 +57,7 @@ class GWClusters:
     unsolved: float
     information: float
     product: float
+    improvable: float
 
 
 class UninformativeCouplingsWarning(UserWarning):
@@ -66,6 +74,7 @@ def gw_kmeans(
     n_init: int = 1,
     random_state: int = 0,
     start: SmallSpaces | None = None,
+    padded_to: int = 0,
     progress: bool = False,
 ) -> GWClusters:
     """k-means++ with entropic Gromov-Wasserstein distances and barycentres.
@@ -89,6 +98,8 @@ def gw_kmeans(
         n_init: Runs from different seeds; the one of least inertia is kept.
         random_state: Seed.
         start: Centres to start from, instead of drawn ones; one run is made.
+        padded_to: Least number of rows to compute with; sets of heatmaps of different
+            sizes then share one compilation. Padding costs nothing else.
         progress: Show a progress bar.
 
     Raises:
@@ -105,7 +116,8 @@ def gw_kmeans(
     solver = EntropicGW() if solver is None else solver
     if start is not None:
         n_clusters, n_init = len(start.weights), 1
-    placed = _place(spaces)
+    placed = _place(spaces, padded_to)
+    key = jax.random.key(random_state)
     best: GWClusters | None = None
     with Bar("GW clustering", n_init * (max_rounds + 1), unit="rounds", show=progress) as bar:
         for seed in np.random.SeedSequence(random_state).spawn(n_init):
@@ -114,7 +126,7 @@ def gw_kmeans(
             if first is None:
                 first = _seed(spaces, placed, n_clusters, center_size, solver, rng)
             bar.advance(1, "seeded")
-            found = _run(placed, first, solver, max_rounds, bar)
+            found = _run(spaces, placed, first, solver, max_rounds, key, bar)
             if best is None or found.inertia < best.inertia:
                 best = found
     if best is None:
@@ -134,6 +146,29 @@ def gw_kmeans(
             stacklevel=2,
         )
     return best
+
+
+def spaces_in_mode(
+    heatmaps: Float[Array | np.ndarray, "n h w"] | Float[Array | np.ndarray, "n h w c"],
+    mode: str,
+    mass: float,
+    center_size: int,
+) -> Spaces:
+    """Heatmaps as an estimator clusters them.
+
+    Args:
+        heatmaps: Relevance of every pixel.
+        mode: ``exact``, or ``quick`` for heatmaps quantised to ``center_size`` points.
+        mass: Share of a heatmap's mass whose pixels are kept.
+        center_size: Points of a centre.
+
+    Raises:
+        TypeError: An option has the wrong type.
+        ValueError: There is no such mode, or a heatmap is constant or not finite.
+    """
+    check_choice("mode", mode, MODES)
+    spaces = measure_spaces(jnp.asarray(heatmaps), mass=mass)
+    return spaces if mode == "exact" else quantised(spaces, center_size)
 
 
 def _center_size(spaces: Spaces, asked: int | None) -> int:
@@ -170,15 +205,15 @@ class _Placed:
         return spread
 
 
-def _place(spaces: Spaces) -> _Placed:
+def _place(spaces: Spaces, padded_to: int = 0) -> _Placed:
     """Deals heatmaps out to the devices like cards.
 
     Neighbours are often alike, and equally hard. Round numbers keep the number
     of compilations small when many classes of different sizes are clustered.
     """
-    n = len(spaces)
-    step = max(_LEAST, 1 << max(0, n.bit_length() - 3))
-    size = -(-n // step) * step
+    n, most = len(spaces), max(len(spaces), padded_to)
+    step = max(_LEAST, 1 << max(0, most.bit_length() - 3))
+    size = -(-most // step) * step
     _, split = shardings_for(size, jax.devices())
     devices = split.mesh.size
     rows = np.arange(n) % devices * (size // devices) + np.arange(n) // devices
@@ -191,10 +226,12 @@ def _place(spaces: Spaces) -> _Placed:
 
 
 def _run(
+    spaces: Spaces,
     placed: _Placed,
     centers: SmallSpaces,
     solver: EntropicGW,
     max_rounds: int,
+    key: Array,
     bar: Bar,
 ) -> GWClusters:
     labels = np.full(len(placed.rows), -1)
@@ -216,6 +253,9 @@ def _run(
         rounds += 1
         bar.advance(1, f"{moved} moved")
     bar.advance(max_rounds - rounds)
+    sample = np.unique(np.linspace(0, len(labels) - 1, _SAMPLE).astype(int))
+    own = jax.tree.map(lambda x: np.asarray(x)[labels[sample]], centers)
+    gain = np.asarray(perturbation_gain(spaces.take(sample), own, solver, key))
     return GWClusters(
         labels=labels,
         distances=distances,
@@ -226,6 +266,7 @@ def _run(
         unsolved=float(1 - placed.of_heatmaps(found.converged).mean()),
         information=float(placed.of_heatmaps(found.information).mean()),
         product=float(placed.of_heatmaps(found.product).mean()),
+        improvable=float((gain > _GAIN).mean()),
     )
 
 

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import check_is_fitted
 
-from jaxpoison.clustering import GWClusters, gw_kmeans
+from jaxpoison.clustering import GWClusters, gw_kmeans, spaces_in_mode
 from jaxpoison.gw.distances import distances_to_centers
 from jaxpoison.gw.solver import EntropicGW
-from jaxpoison.spaces import SmallSpaces, measure_spaces
+from jaxpoison.spaces import SmallSpaces, Spaces
 
 Maps = Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"]
 
@@ -23,6 +23,7 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         n_clusters: Number of clusters.
         center_size: Points of a centre.
         epsilon: Entropic regularisation in POT's convention; the paper's is 0.1.
+        mode: ``exact``, or ``quick``: heatmaps are quantised to ``center_size`` points first.
         mass: Share of a heatmap's mass whose pixels are kept.
         n_init: Runs from different seeds; the one of least inertia is kept.
         max_iter: Most rounds of assignment and update.
@@ -45,6 +46,7 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         *,
         center_size: int = 10,
         epsilon: float = 0.1,
+        mode: str = "exact",
         mass: float = 0.99,
         n_init: int = 1,
         max_iter: int = 20,
@@ -55,6 +57,7 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         self.n_clusters = n_clusters
         self.center_size = center_size
         self.epsilon = epsilon
+        self.mode = mode
         self.mass = mass
         self.n_init = n_init
         self.max_iter = max_iter
@@ -75,7 +78,7 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
                 than clusters, or one is constant or not finite.
         """
         found: GWClusters = gw_kmeans(
-            measure_spaces(jnp.asarray(X), mass=self.mass),
+            self._spaces(X),
             n_clusters=self.n_clusters,
             center_size=self.center_size,
             solver=self._solver(),
@@ -98,12 +101,14 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         centers = SmallSpaces(
             jnp.asarray(self.cluster_centers_), jnp.asarray(self.cluster_weights_)
         )
-        spaces = measure_spaces(jnp.asarray(X), mass=self.mass)
-        return np.asarray(distances_to_centers(spaces, centers, self._solver()).values)
+        return np.asarray(distances_to_centers(self._spaces(X), centers, self._solver()).values)
 
     def predict(self, X: Maps) -> Int[np.ndarray, " n"]:  # noqa: N803
         """The nearest centre of every heatmap."""
         return self.transform(X).argmin(1)
+
+    def _spaces(self, heatmaps: Maps) -> Spaces:
+        return spaces_in_mode(heatmaps, self.mode, self.mass, self.center_size)
 
     def _solver(self) -> EntropicGW:
         return EntropicGW(self.epsilon, self.tol)

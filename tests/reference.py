@@ -1,6 +1,7 @@
 """Slow, plain NumPy versions, from the formulas alone."""
 
 import numpy as np
+from scipy.special import logsumexp
 
 
 def squared_rule(matrix, x, relevance, *, exponent=2, epsilon=1e-6):
@@ -107,3 +108,26 @@ def two_means(values, start, max_rounds=20):
             break
         labels = new
     return labels
+
+
+def entropic_gw(center, distances, center_weights, weights, epsilon):
+    """Distance and information by the plain iteration, in the log domain and float64."""
+    p, q = np.asarray(weights, float), np.asarray(center_weights, float)
+    c, d = np.asarray(center, float), np.asarray(distances, float)
+    plan, f = q[:, None] * p, np.zeros(len(q))
+    for _ in range(1000):
+        exponent = 4 / epsilon * c @ plan @ d
+        for _ in range(3000):
+            g = np.log(p) - logsumexp(exponent + f[:, None], 0)
+            new = np.log(q) - logsumexp(exponent + g, 1)
+            moved, f = np.abs(new - f).max(), new
+            if moved < 1e-9:
+                break
+        before, plan = plan, np.exp(exponent + f[:, None] + g)
+        if np.abs(plan - before).sum() < 1e-9:
+            break
+    else:
+        raise RuntimeError("the reference did not converge")
+    value = p @ d**2 @ p + q @ c**2 @ q - 2 * (c * (plan @ d @ plan.T)).sum()
+    ratio = np.log(np.maximum(plan, 1e-300) / (q[:, None] * p))
+    return value, (plan * ratio).sum()

@@ -7,7 +7,7 @@ from ott.geometry import geometry
 from ott.problems.quadratic import quadratic_problem
 from ott.solvers.linear import sinkhorn
 from ott.solvers.quadratic import gromov_wasserstein
-from reference import space
+from reference import entropic_gw, space
 from sklearn.cluster import KMeans
 
 from jaxpoison import (
@@ -146,6 +146,31 @@ def test_distances_and_plans_are_pots(spaces, plain, heatmaps, epsilon):
             product = normalised(centers.weights[k])[:, None] * weights
             kl = (plan * np.log(plan / product)).sum()
             assert float(information[n, k]) == pytest.approx(kl, rel=0.02, abs=1e-4)
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.005, 0.002, 5e-4])
+def test_small_epsilons_in_float32_are_the_float64_iteration(epsilon, rng):
+    """Below 0.005 POT's own scaling fails."""
+    rows, columns = np.mgrid[:7, :7]
+    places = [(2, 3, 4), (4, 3, 8), (1, 5, 6)]
+    maps = [np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / s) for r, c, s in places]
+    spaces = measure_spaces(np.array(maps) + 0.05 * rng.random((3, 7, 7)))
+    center = quantised(spaces.take(np.array([0])), 5)
+    found = distances_to_centers(spaces, center, EntropicGW(epsilon))
+    assert found.converged.all()
+    grid = np.asarray(pixel_distances(7, 7), float)
+    for k in range(3):
+        held = np.asarray(spaces.weights[k]) > 0
+        value, information = entropic_gw(
+            center.distances[0],
+            grid[np.ix_(held, held)] * float(spaces.factors[k]),
+            normalised(center.weights[0]),
+            normalised(np.asarray(spaces.weights[k])[held]),
+            epsilon,
+        )
+        # The exponent is 4 / epsilon times distances that are known to 1e-7.
+        assert float(found.values[k, 0]) == pytest.approx(value, rel=1e-3)
+        assert float(found.information[k, 0]) == pytest.approx(information, rel=1e-3)
 
 
 def test_wrong_epsilon_would_be_seen(spaces, plain):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxpoison import Dataset, PoisonedSplits, RunConfig, pipeline, run, synthetic
+from jaxpoison import Dataset, PoisonedSplits, RunConfig, pipeline, run, screening, synthetic
 from jaxpoison.cli import _parser
+from jaxpoison.clustering import gw_kmeans, spaces_in_mode
 from jaxpoison.models.layers import MaxPool
 from jaxpoison.pipeline import explain_all
 from jaxpoison.report.html import write_report
+from jaxpoison.screening import cluster_classes
 
 DETECTORS = ("raw_pca", "activation_pca", "heatmap")
 
@@ -221,6 +223,38 @@ def test_every_training_image_is_explained_part_by_part(config, tmp_path, monkey
     assert [int(r["label"]) for r in rows] == train.labels.tolist()
     monkeypatch.setattr(pipeline, "explain", None)  # finished parts are read
     np.testing.assert_array_equal(np.load(explain_all(config, tmp_path)), heatmaps)
+
+
+def test_all_classes_are_clustered_once(config, tmp_path, monkeypatch):
+    outcome = run(config, tmp_path)
+    by_class = tmp_path / "classes.csv"
+    assert cluster_classes(config, tmp_path, mode="quick") == by_class
+    train = outcome.splits.train
+    classes = list(csv.DictReader(by_class.read_text().splitlines()))
+    sizes = np.bincount(train.labels)
+    assert [int(r["class"]) for r in classes] == np.flatnonzero(sizes).tolist()
+    images = list(csv.DictReader((tmp_path / "clusters.csv").read_text().splitlines()))
+    assert sorted(r["id"] for r in images) == sorted(train.ids)
+    for row in classes:
+        own = [int(r["cluster"]) for r in images if r["class"] == row["class"]]
+        assert len(own) == int(row["images"]) == sizes[int(row["class"])]
+        assert sum(own) == int(row["smaller_cluster"]) <= len(own) / 2
+    # Alone and without padding, a class is split alike.
+    spaces = spaces_in_mode(outcome.relevance, "quick", 0.99, 10)
+    alone = gw_kmeans(spaces, random_state=config.seed)
+    there = np.array([int(r["cluster"]) for r in images if int(r["class"]) == config.target])
+    smaller = alone.labels == np.bincount(alone.labels).argmin()
+    assert (there == smaller).mean() >= 0.98
+
+    def changed(*_, **__):
+        raise AssertionError("a finished class was clustered again")
+
+    monkeypatch.setattr(screening, "_clustered", changed)
+    before = by_class.read_text()
+    cluster_classes(config, tmp_path, mode="quick")
+    assert by_class.read_text() == before
+    with pytest.raises(ValueError, match="mode must be one of exact, quick; found 'fast'"):
+        cluster_classes(config, tmp_path, mode="fast")
 
 
 def test_report_is_self_contained(config, tmp_path):

@@ -78,6 +78,21 @@ class Pot:
         )
         return float(log["gw_dist"])
 
+    def between(
+        self, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
+    ) -> float:
+        """Distance of two whole heatmaps, as :meth:`space` gives them."""
+        _, log = ot.gromov.entropic_gromov_wasserstein(
+            first[0],
+            second[0],
+            first[1],
+            second[1],
+            "square_loss",
+            epsilon=self.epsilon,
+            log=True,
+        )
+        return float(log["gw_dist"])
+
     def barycenter(self, members: np.ndarray, start: np.ndarray, rounds: int) -> np.ndarray:
         spaces = [self.space(k) for k in members]
         return ot.gromov.entropic_gromov_barycenters(

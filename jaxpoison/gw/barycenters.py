@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from jaxpoison.gw.distances import center_spread, in_groups, moments, product_change
-from jaxpoison.gw.products import distance_product
+from jaxpoison.gw.products import LaidOut, distance_product, laid_out
 from jaxpoison.gw.solver import EntropicGW, Problems, product_plans, solve
 from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import SmallSpaces, Spaces
@@ -71,7 +71,7 @@ def _barycenters(
     max_rounds: int,
 ) -> tuple[SmallSpaces, Array]:
     def local(
-        spaces: Spaces, labels: Array, member_weights: Array, start: Array
+        spaces: LaidOut, labels: Array, member_weights: Array, start: Array
     ) -> tuple[SmallSpaces, Array]:
         return local_barycenters(
             spaces, labels, member_weights, start, solver, tolerance, max_rounds
@@ -83,11 +83,11 @@ def _barycenters(
         in_specs=(P(BATCH), P(BATCH), P(BATCH), P()),
         out_specs=P(),
         check_vma=False,
-    )(spaces, labels, member_weights, start)
+    )(laid_out(spaces), labels, member_weights, start)
 
 
 def local_barycenters(
-    spaces: Spaces,
+    spaces: LaidOut,
     labels: Int[Array, " n"],
     member_weights: Float[Array, " n"],
     start: Float[Array, "k m m"],
@@ -118,12 +118,12 @@ def local_barycenters(
         return jnp.broadcast_to(mean_of(known.mean)[:, None, None], (k, m, m)), plans
 
     def iterated(centers: Array, plans: Array) -> tuple[Array, Array]:
-        def group(some: Spaces, labels: Array, plans: Array, count: Array) -> tuple[Array, Array]:
+        def group(some: LaidOut, labels: Array, plans: Array, count: Array) -> tuple[Array, Array]:
             masses = jnp.broadcast_to(uniform, (len(some), m))
             problems = Problems(some, SmallSpaces(centers[labels], masses))
             new = solve(problems, solver, count, plans).plans
 
-            def seen(row: tuple[Spaces, Array]) -> Array:
+            def seen(row: tuple[LaidOut, Array]) -> Array:
                 space, plan = jax.tree.map(lambda x: x[None], row)
                 return (distance_product(space, plan) @ plan.mT)[0]
 

@@ -25,15 +25,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison._checks import check_integer, check_positive
-from jaxpoison.gw.products import distance_product, largest_distances
-from jaxpoison.spaces import SmallSpaces, Spaces
+from jaxpoison.gw.products import LaidOut, distance_product, largest_distances
+from jaxpoison.spaces import SmallSpaces
 
 # Largest step of a potential; Newton's model of the problem holds only nearby.
 _SCALING_STEP = 20.0
 _NEWTON_STEP = 1.0
 _ROUNDING = 1.2e-7
-_INEXACT = 0.02
-_TINY = 1e-30
+INEXACT = 0.02
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Problems(NamedTuple):
         centers: As many centres.
     """
 
-    spaces: Spaces
+    spaces: LaidOut
     centers: SmallSpaces
 
     def take(self, index: Array) -> Problems:
@@ -156,7 +156,7 @@ def solve(
         tolerance = jnp.maximum(solver.tolerance, _resolution(here, solver.epsilon))
         change = jnp.abs(plan - slots.plan).sum((1, 2))
         # While plans still move far, their marginals need not hold to the last digit.
-        solved = error <= jnp.maximum(tolerance, _INEXACT * change)
+        solved = error <= jnp.maximum(tolerance, INEXACT * change)
         settled = (error <= tolerance) & (change <= tolerance)
         plan = jnp.where(solved[:, None, None], plan, slots.plan)
         taken, tried = slots.taken + solved, slots.tried + 1
@@ -251,10 +251,10 @@ def _inner_step(
         return jnp.einsum("bmp,bp->bm", kernel, pixel_scale)
 
     def pixel_scale(scale: Array) -> Array:
-        return p / jnp.maximum(jnp.einsum("bmp,bm->bp", kernel, scale), _TINY)
+        return p / jnp.maximum(jnp.einsum("bmp,bm->bp", kernel, scale), TINY)
 
     held = over_pixels(p / kernel.sum(1))
-    step = jnp.log(q) - jnp.log(jnp.maximum(held, _TINY))
+    step = jnp.log(q) - jnp.log(jnp.maximum(held, TINY))
     scale = jnp.exp(jnp.clip(step, -_SCALING_STEP, _SCALING_STEP))
     new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
     held = new.sum(-1)
@@ -265,13 +265,32 @@ def _inner_step(
     points = q.shape[-1]
     eye = jnp.eye(points, dtype=p.dtype)
     hessian = held[:, :, None] * eye - shared + 1 / points**2 + 1e-7 * eye
-    newton = jnp.linalg.solve(hessian, (q - held)[..., None])[..., 0]
+    newton = _solve(hessian, q - held)
     newton = jnp.clip(jnp.nan_to_num(newton), -_NEWTON_STEP, _NEWTON_STEP)
     scale = scale * jnp.exp(newton)
     new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
     error = jnp.abs(new.sum(-1) - q).sum(-1)
     potential = potential + jnp.log(scale)
     return new, potential - potential.mean(-1, keepdims=True), error
+
+
+def _solve(matrices: Float[Array, "b m m"], right: Float[Array, "b m"]) -> Float[Array, "b m"]:
+    """Solves many small symmetric positive definite systems at once, by elimination.
+
+    LAPACK is called for one matrix after the other, and from several CPU devices
+    at once may wait for its own threads for ever.
+    """
+    rest = jnp.concatenate([matrices, right[:, :, None]], -1)
+    rows = []
+    for _ in range(right.shape[1]):
+        row = rest[:, 0, 1:] / rest[:, 0, :1]
+        rest = rest[:, 1:, 1:] - rest[:, 1:, :1] * row[:, None]
+        rows.append(row)
+    solution = right[:, :0]
+    for row in reversed(rows):
+        new = row[:, -1] - (row[:, :-1] * solution).sum(1)
+        solution = jnp.concatenate([new[:, None], solution], 1)
+    return solution
 
 
 class Measured(NamedTuple):

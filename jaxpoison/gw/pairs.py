@@ -1,0 +1,290 @@
+"""Entropic Gromov-Wasserstein distances between all pairs of spaces.
+
+Between quantised heatmaps, the problem is that of a heatmap and a centre, and
+solved alike. Between whole heatmaps, a plan has as many entries as there are
+pairs of pixels: its products with both sides' distances are products with the
+grid's, and Sinkhorn's scaling, started where the linearisation before ended,
+takes the place of Newton's method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxpoison._progress import Bar
+from jaxpoison.gw.distances import moments
+from jaxpoison.gw.products import QuadrantSpaces, laid_out, quadrant_product
+from jaxpoison.gw.solver import INEXACT, TINY, EntropicGW, Problems, measure, solve
+from jaxpoison.parallel import over_devices
+from jaxpoison.spaces import SmallSpaces, Spaces
+
+# Pairs of one call, on all devices: of quantised heatmaps, of heatmaps.
+_SMALL_BLOCK, _WHOLE_BLOCK = 1 << 15, 1 << 6
+# Pairs whose plans are in memory at once on each device, the latter on CPUs and elsewhere.
+_SMALL_GROUP, _WHOLE_GROUP, _WHOLE_GROUP_ELSEWHERE = 4096, 1, 32
+_MOST_SCALINGS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class PairDistances:
+    """Distances between pairs of spaces.
+
+    Attributes:
+        values: The distances; squared ones, as POT's ``gw_dist``.
+        information: Divergence of every coupling from the product of its
+            marginals, in nats.
+        converged: Whether the solver's iteration ended within its tolerance.
+    """
+
+    values: Float[np.ndarray, " k"]
+    information: Float[np.ndarray, " k"]
+    converged: Bool[np.ndarray, " k"]
+
+
+def pair_distances(
+    spaces: Spaces,
+    pairs: Int[np.ndarray, "k 2"],
+    solver: EntropicGW | None = None,
+    *,
+    progress: bool = False,
+) -> PairDistances:
+    """Distances between given pairs of spaces.
+
+    Pairs are split over this process's devices, and worked on in blocks of one
+    shape.
+
+    Args:
+        spaces: Heatmaps, or quantised ones.
+        pairs: Indices of both spaces of every pair.
+        solver: How the problem is solved.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: ``pairs`` has another shape, or names a space that is not there.
+    """
+    pairs = np.asarray(pairs)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
+        raise ValueError(
+            f"pairs must be integers of shape [k, 2], found {pairs.dtype} {pairs.shape}"
+        )
+    if pairs.size and not 0 <= pairs.min() <= pairs.max() < len(spaces):
+        raise ValueError(
+            f"pairs must be indices from 0 to {len(spaces) - 1}, found {pairs.min()} to "
+            f"{pairs.max()}"
+        )
+    solver = EntropicGW() if solver is None else solver
+    small = isinstance(spaces, SmallSpaces)
+    devices = len(jax.local_devices())
+    most = (_SMALL_BLOCK if small else _WHOLE_BLOCK) * devices
+    block = min(most, -(-len(pairs) // devices) * devices)
+    parts: list[_Found] = []
+    with Bar("GW distances", len(pairs), unit="pairs", show=progress) as bar:
+        for first in range(0, len(pairs), block or 1):
+            part = pairs[first : first + block]
+            padded = np.concatenate([part, np.zeros((block - len(part), 2), part.dtype)])
+            # Neighbouring pairs are often equally hard: they are dealt out like cards.
+            dealt = np.arange(block).reshape(-1, devices).T.ravel()
+            found = (_small_pairs if small else _whole_pairs)(
+                spaces, padded[dealt], dealt < len(part), solver
+            )
+            back = np.argsort(dealt)[: len(part)]
+            parts.append(jax.tree.map(lambda x, back=back: np.asarray(x)[back], found))
+            bar.advance(len(part))
+    if not parts:
+        none = np.zeros(0, np.float32)
+        return PairDistances(none, none, none.astype(bool))
+    return PairDistances(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.information for part in parts]),
+        np.concatenate([part.converged for part in parts]),
+    )
+
+
+def all_distances(
+    spaces: Spaces, solver: EntropicGW | None = None, *, progress: bool = False
+) -> Float[np.ndarray, "n n"]:
+    """The symmetric matrix of the distances between all spaces.
+
+    With entropy, a space's distance from itself is not 0; it is computed like
+    any other.
+
+    Args:
+        spaces: Heatmaps, or quantised ones.
+        solver: How the problem is solved.
+        progress: Show a progress bar.
+    """
+    pairs = np.stack(np.triu_indices(len(spaces)), -1)
+    values = pair_distances(spaces, pairs, solver, progress=progress).values
+    matrix = np.zeros((len(spaces), len(spaces)), values.dtype)
+    matrix[pairs[:, 0], pairs[:, 1]] = values
+    matrix[pairs[:, 1], pairs[:, 0]] = values
+    return matrix
+
+
+class _Found(NamedTuple):
+    values: Float[Array, " k"]
+    information: Float[Array, " k"]
+    converged: Bool[Array, " k"]
+
+
+@partial(jax.jit, static_argnames="solver")
+def _small_pairs(
+    spaces: SmallSpaces, pairs: Int[Array, "k 2"], real: Bool[Array, " k"], solver: EntropicGW
+) -> _Found:
+    def local(spaces: SmallSpaces, pairs: Array, real: Array) -> _Found:
+        group = min(_SMALL_GROUP, len(pairs))
+
+        def some(rows: tuple[Array, Array]) -> _Found:
+            pairs, real = rows
+            problems = Problems(spaces.take(pairs[:, 0]), spaces.take(pairs[:, 1]))
+            # Those that are not real come last.
+            plans = solve(problems, solver, real.sum())
+            found = measure(problems, plans.plans, group)
+            return _Found(found.values, found.information, plans.converged)
+
+        missing = -len(pairs) % group
+        rows = (jnp.pad(pairs, ((0, missing), (0, 0))), jnp.pad(real, (0, missing)))
+        grouped = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), rows)
+        found = jax.lax.map(some, grouped)
+        return jax.tree.map(lambda x: x.reshape(-1)[: len(pairs)], found)
+
+    return over_devices(local)(spaces, pairs, real)
+
+
+@partial(jax.jit, static_argnames="solver")
+def _whole_pairs(
+    spaces: Spaces, pairs: Int[Array, "k 2"], real: Bool[Array, " k"], solver: EntropicGW
+) -> _Found:
+    def local(spaces: QuadrantSpaces, pairs: Array, real: Array) -> _Found:
+        known = moments(spaces)
+
+        def one(row: tuple[Array, Array]) -> _Found:
+            pair, real = row
+            most = jnp.where(real, solver.max_iterations, 0)
+            found, seen = _whole_pair(spaces.take(pair[0]), spaces.take(pair[1]), most, solver)
+            values = known.squares[pair].sum() - 2 * seen
+            return found._replace(values=values)
+
+        on_cpu = jax.default_backend() == "cpu"
+        batch = _WHOLE_GROUP if on_cpu else _WHOLE_GROUP_ELSEWHERE
+        return jax.lax.map(one, (pairs, real), batch_size=batch if batch > 1 else None)
+
+    return over_devices(local)(laid_out(spaces), pairs, real)
+
+
+class _Linearised(NamedTuple):
+    """A linearisation that was solved.
+
+    Attributes:
+        plan: Its plan.
+        potentials: In units of epsilon, of the first and of the second space's points.
+        change: Of the plan from the one before.
+        error: Of the plan's marginals.
+        seen: The plan's product with both spaces' distances, ``<C T D, T>``.
+        taken: Linearisations so far.
+    """
+
+    plan: Float[Array, "p p"]
+    potentials: tuple[Float[Array, " p"], Float[Array, " p"]]
+    change: Float[Array, ""]
+    error: Float[Array, ""]
+    seen: Float[Array, ""]
+    taken: Int[Array, ""]
+
+
+def _whole_pair(
+    first: QuadrantSpaces, second: QuadrantSpaces, most: Array, solver: EntropicGW
+) -> tuple[_Found, Float[Array, ""]]:
+    """Couples two heatmaps; gives what is found without the distance, and ``<C T D, T>``."""
+    p, q = first.weights, second.weights
+    size = (first.height, first.width)
+    scale = first.factors * second.factors
+    # The kernel's exponent is known to this relative error.
+    largest = (first.height**2 + first.width**2) * scale
+    tolerance = jnp.maximum(solver.tolerance, 2.4e-7 * largest / solver.epsilon)
+
+    def linearised(plan: Array, moved: Array, before: _Linearised) -> _Linearised:
+        new, potentials, error = _scaled(
+            4 / solver.epsilon * moved, p, q, before.potentials, tolerance, before.change
+        )
+        # To second order in the change, without a product of the new plan.
+        seen = 2 * (moved * new).sum() - (moved * plan).sum()
+        change = jnp.abs(new - plan).sum()
+        return _Linearised(new, potentials, change, error, seen, before.taken + 1)
+
+    def advance(state: _Linearised) -> _Linearised:
+        moved = quadrant_product(quadrant_product(state.plan, *size), *size, axis=-2) * scale
+        return linearised(state.plan, moved, state)
+
+    def unfinished(state: _Linearised) -> Array:
+        far = (state.change > tolerance) | (state.error > tolerance)
+        return far & (state.taken < most)
+
+    zero = jnp.zeros((), p.dtype)
+    nothing = _Linearised(
+        jnp.zeros((), p.dtype),
+        (jnp.zeros_like(p), jnp.zeros_like(q)),
+        zero + 1,
+        zero,
+        zero,
+        jnp.int32(0),
+    )
+    # The first linearisation is at a product, whose product with distances is one too.
+    moved = quadrant_product(p, *size)[:, None] * quadrant_product(q, *size) * scale
+    product = p[:, None] * q
+    found = jax.lax.while_loop(unfinished, advance, linearised(product, moved, nothing))
+    held = (found.plan > 0) & (product > 0)
+    ratio = jnp.log(jnp.where(held, found.plan / jnp.where(held, product, 1), 1))
+    information = jnp.maximum((found.plan * ratio).sum(), 0)
+    converged = (found.change <= tolerance) & (found.error <= tolerance)
+    return _Found(zero, information, converged), found.seen
+
+
+def _scaled(
+    exponent: Float[Array, "p p"],
+    p: Float[Array, " p"],
+    q: Float[Array, " p"],
+    potentials: tuple[Float[Array, " p"], Float[Array, " p"]],
+    tolerance: Array,
+    change: Array,
+) -> tuple[Float[Array, "p p"], tuple[Array, Array], Float[Array, ""]]:
+    """Sinkhorn's scaling of ``exp(exponent)`` to marginals, from given potentials."""
+    f, g = potentials
+    exponent = exponent + f[:, None] + g
+    # So that every row and every column keeps an entry that does not underflow.
+    rows = jnp.where(q > 0, exponent, -jnp.inf).max(1)
+    exponent = exponent - rows[:, None]
+    columns = jnp.where(p[:, None] > 0, exponent, -jnp.inf).max(0)
+    kernel = jnp.exp(exponent - columns)
+    # While plans still move far, their marginals need not hold to the last digit.
+    enough = jnp.maximum(tolerance, INEXACT * change)
+
+    def scale(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        _, v, _, taken = state
+        u = p / jnp.maximum(kernel @ v, TINY)
+        held = u @ kernel
+        error = jnp.abs(v * held - q).sum()
+        return u, q / jnp.maximum(held, TINY), error, taken + 1
+
+    def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
+        return (state[2] > enough) & (state[3] < _MOST_SCALINGS)
+
+    start = (
+        jnp.ones_like(p),
+        jnp.where(q > 0, 1.0, 0.0),
+        jnp.full((), jnp.inf, p.dtype),
+        jnp.int32(0),
+    )
+    u, v, _, _ = jax.lax.while_loop(unfinished, scale, start)
+    plan = u[:, None] * kernel * v
+    error = jnp.abs(plan.sum(1) - p).sum()
+    f = f - rows + jnp.log(jnp.maximum(u, TINY))
+    g = g - columns + jnp.log(jnp.maximum(v, TINY))
+    return plan, (f, g), error

@@ -1,0 +1,94 @@
+import jax
+import numpy as np
+import ot
+import pytest
+from reference import entropic_gw, space
+
+from jaxpoison import (
+    EntropicGW,
+    SmallSpaces,
+    all_distances,
+    distances_to_centers,
+    measure_spaces,
+    pair_distances,
+    quantised,
+)
+from jaxpoison.gw import pairs as module
+
+SIZE = 6
+
+
+@pytest.fixture(scope="module")
+def spaces(heatmaps):
+    return measure_spaces(heatmaps)
+
+
+def pot(first, second, epsilon):
+    (a, c), (b, d) = first, second
+    plan, log = ot.gromov.entropic_gromov_wasserstein(
+        c, d, a, b, "square_loss", epsilon=epsilon, max_iter=1000, tol=1e-9, log=True
+    )
+    held = plan > 0
+    information = (plan[held] * np.log(plan[held] / np.outer(a, b)[held])).sum()
+    return log["gw_dist"], information
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.05])
+def test_distances_between_heatmaps_are_pots(spaces, heatmaps, epsilon):
+    pairs = np.array([[0, 1], [0, 20], [17, 25]])
+    found = pair_distances(spaces, pairs, EntropicGW(epsilon))
+    assert found.converged.all()
+    for k, pair in enumerate(pairs):
+        value, information = pot(*(space(heatmaps[i])[1:] for i in pair), epsilon)
+        assert found.values[k] == pytest.approx(value, rel=1e-4)
+        assert found.information[k] == pytest.approx(information, rel=0.02)
+
+
+def test_distances_between_quantised_heatmaps_are_the_plain_iterations(spaces):
+    small = quantised(spaces, SIZE).take(np.array([0, 1, 20]))
+    found = all_distances(small, EntropicGW(0.03))
+    assert found.shape == (3, 3)
+    np.testing.assert_array_equal(found, found.T)
+    for i in range(3):
+        for j in range(3):
+            masses = [np.asarray(small.weights[k], float) for k in (i, j)]
+            value, _ = entropic_gw(
+                small.distances[i], small.distances[j], *(w / w.sum() for w in masses), 0.03
+            )
+            # Not 0 on the diagonal: the entropy spreads every coupling.
+            assert found[i, j] == pytest.approx(value, rel=1e-3)
+
+
+def test_pairs_are_distances_to_centers(spaces):
+    """The same problems by the other way in, in another order."""
+    small = quantised(spaces, SIZE)
+    solver = EntropicGW(0.02)
+    matrix = np.asarray(distances_to_centers(small, small.take(np.arange(3)), solver).values)
+    pairs = np.stack(np.meshgrid(np.arange(32), np.arange(3), indexing="ij"), -1).reshape(-1, 2)
+    found = pair_distances(small, pairs, solver)
+    np.testing.assert_allclose(found.values, matrix.ravel(), rtol=1e-4)
+
+
+def test_blocks_change_nothing(spaces, monkeypatch):
+    small = quantised(spaces, SIZE)
+    pairs = np.stack(np.triu_indices(7), -1)
+    one = pair_distances(small, pairs, EntropicGW(0.05))
+    jax.clear_caches()
+    monkeypatch.setattr(module, "_SMALL_BLOCK", 4)
+    monkeypatch.setattr(module, "_SMALL_GROUP", 3)
+    many = pair_distances(small, pairs, EntropicGW(0.05))
+    np.testing.assert_allclose(one.values, many.values, rtol=1e-5)
+    jax.clear_caches()
+
+
+def test_no_pairs_give_nothing(spaces):
+    found = pair_distances(spaces, np.zeros((0, 2), int))
+    assert len(found.values) == len(found.converged) == 0
+
+
+def test_wrong_pairs_are_refused():
+    small = SmallSpaces(np.ones((3, 2, 2), np.float32), np.full((3, 2), 0.5, np.float32))
+    with pytest.raises(ValueError, match=r"shape \[k, 2\], found int64 \(3,\)"):
+        pair_distances(small, np.arange(3))
+    with pytest.raises(ValueError, match="indices from 0 to 2, found 0 to 3"):
+        pair_distances(small, np.array([[0, 3]]))
