@@ -127,7 +127,8 @@ def local_barycenters(
                 space, plan = jax.tree.map(lambda x: x[None], row)
                 return (distance_product(space, plan) @ plan.mT)[0]
 
-            return jax.lax.map(seen, (some, new), batch_size=min(solver.width, len(new))), new
+            chunk = min(solver.width(some.weights.shape[1]), len(new))
+            return jax.lax.map(seen, (some, new), batch_size=chunk), new
 
         parts, plans = in_groups(group, (spaces, labels, plans), real)
         return mean_of(parts) * m**2, plans

@@ -145,7 +145,8 @@ def _perturbation_gain(
     given = jax.random.randint(key, p.shape, 0, m) == jnp.arange(m)[:, None]
 
     def objective(start: Array | None) -> Array:
-        found = measure(problems, solve(problems, solver, n, start).plans, solver.width)
+        plans = solve(problems, solver, n, start).plans
+        found = measure(problems, plans, solver.width(p.shape[-1]))
         return found.values + solver.epsilon * found.information
 
     usual = objective(None)
@@ -185,7 +186,7 @@ def local_distances(
             centers = jnp.broadcast_to(center, (many, *center.shape))
             problems = Problems(some, SmallSpaces(centers, jnp.broadcast_to(q, (many, *q.shape))))
             plans = solve(problems, solver, count)
-            found = measure(problems, plans.plans, solver.width)
+            found = measure(problems, plans.plans, solver.width(some.weights.shape[1]))
             return found.values, found.information, plans.converged
 
         return in_groups(group, (spaces,), real)

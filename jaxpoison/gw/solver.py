@@ -32,6 +32,8 @@ from jaxpoison.spaces import SmallSpaces
 _SCALING_STEP = 20.0
 _NEWTON_STEP = 1.0
 _ROUNDING = 1.2e-7
+# Spaces of so many points count as small.
+_FEW = 64
 INEXACT = 0.02
 TINY = 1e-30
 
@@ -47,7 +49,8 @@ class EntropicGW:
             Where float32 cannot resolve that, what it can.
         max_iterations: Most linearisations.
         slots: Problems that are worked on at once on each device; they bound the memory.
-            By default 16 on CPUs, whose caches hold as many plans, else 512.
+            By default 16 on CPUs, whose caches hold as many plans, else 512; for spaces
+            of few points 32 and 8192.
     """
 
     epsilon: float = 0.1
@@ -62,12 +65,13 @@ class EntropicGW:
         if self.slots is not None:
             check_integer("slots", self.slots, at_least=1)
 
-    @property
-    def width(self) -> int:
-        """The number of slots."""
+    def width(self, points: int) -> int:
+        """The number of slots for spaces of so many points."""
         if self.slots is not None:
             return self.slots
-        return 16 if jax.default_backend() == "cpu" else 512
+        if jax.default_backend() == "cpu":
+            return 16 if points > _FEW else 32
+        return 512 if points > _FEW else 8192
 
 
 class Problems(NamedTuple):
@@ -142,7 +146,7 @@ def solve(
     """
     n, pixels = problems.spaces.weights.shape
     points = problems.centers.weights.shape[-1]
-    size = min(solver.width, n)
+    size = min(solver.width(pixels), n)
 
     def load(index: Array) -> Float[Array, "b m p"]:
         if start is not None:
