@@ -1,7 +1,10 @@
 """Finds backdoor poisoning in image training sets by how the network decides."""
 
-from jaxpoison.attacks.backdoor import PoisonedSplits, standard_backdoor
-from jaxpoison.attacks.triggers import Sticker
+from jaxpoison.attacks.backdoor import standard_backdoor
+from jaxpoison.attacks.label_consistent import label_consistent_backdoor
+from jaxpoison.attacks.pgd import PGD, perturbed, projected_gradient_ascent
+from jaxpoison.attacks.poisoned import PoisonedSplits
+from jaxpoison.attacks.triggers import AmplitudePattern, Sticker
 from jaxpoison.attributions import (
     LRP,
     Attribution,
@@ -14,6 +17,7 @@ from jaxpoison.attributions import (
 )
 from jaxpoison.augment import Augmentation
 from jaxpoison.clustering import GWClusters, gw_kmeans
+from jaxpoison.config import RunConfig
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.datasets.folder import load_folder
 from jaxpoison.datasets.loading import load_data
@@ -21,6 +25,7 @@ from jaxpoison.datasets.synthetic import synthetic
 from jaxpoison.detectors.activation import ActivationClustering
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.detectors.heatmap import HeatmapClustering
+from jaxpoison.detectors.mean_distance import MeanDistanceClustering
 from jaxpoison.detectors.raw import RawClustering
 from jaxpoison.estimator import GromovWassersteinKMeans
 from jaxpoison.gw.barycenters import barycenters
@@ -31,18 +36,25 @@ from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.lrp.balance import LayerBalance, conservation, layer_relevance
 from jaxpoison.lrp.propagation import relevance_function
-from jaxpoison.metrics import DetectionRates, accuracy, attack_success_rate, detection_rates
+from jaxpoison.metrics import (
+    DetectionRates,
+    accuracy,
+    attack_success_rate,
+    detection_rates,
+    success_rate_by_class,
+)
 from jaxpoison.models.checkpoint import load_model, save_model
 from jaxpoison.models.inception import CompactInception
-from jaxpoison.models.inference import layer_outputs, predict
+from jaxpoison.models.inference import layer_outputs, predict, pure
 from jaxpoison.models.resnet import ResNet18
-from jaxpoison.pipeline import RunConfig, RunOutcome, explain_all, run
+from jaxpoison.pipeline import RunOutcome, explain_all, run
 from jaxpoison.screening import cluster_classes
 from jaxpoison.spaces import MeasureSpaces, SmallSpaces, measure_spaces
 from jaxpoison.training import History, TrainConfig, fit, protocol
 
 __all__ = [
     "ActivationClustering",
+    "AmplitudePattern",
     "Attribution",
     "Augmentation",
     "CompactInception",
@@ -62,7 +74,9 @@ __all__ = [
     "IntegratedGradients",
     "LRP",
     "LayerBalance",
+    "MeanDistanceClustering",
     "MeasureSpaces",
+    "PGD",
     "PairDistances",
     "PoisonedSplits",
     "RawClustering",
@@ -86,6 +100,7 @@ __all__ = [
     "explain_all",
     "fit",
     "gw_kmeans",
+    "label_consistent_backdoor",
     "layer_outputs",
     "layer_relevance",
     "load_data",
@@ -93,12 +108,16 @@ __all__ = [
     "load_model",
     "measure_spaces",
     "pair_distances",
+    "perturbed",
     "predict",
+    "projected_gradient_ascent",
     "protocol",
+    "pure",
     "quantised",
     "relevance_function",
     "run",
     "save_model",
     "standard_backdoor",
+    "success_rate_by_class",
     "synthetic",
 ]

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from jaxpoison._checks import check_integer, check_one_class_each, check_positive
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.propagation import Targets, propagate, start_relevance
-from jaxpoison.models.inference import evaluation_view, map_batches
-from jaxpoison.parallel import over_devices
+from jaxpoison.models.inference import evaluation_view
+from jaxpoison.parallel import map_batches, over_devices
 
 Function = Callable[[Array], Array]
 

@@ -41,6 +41,7 @@ _EXAMPLES = """\
 examples:
   jaxpoison run
   jaxpoison run --data gtsrb --rate 0.33 --workdir runs/p33
+  jaxpoison run --data gtsrb --attack label-consistent --trigger amplitude --amplitude 64
   jaxpoison run --data photos.zip --attack none --target 3 --detectors heatmap
   jaxpoison explain --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison cluster --data gtsrb --rate 0.33 --workdir runs/p33 --epsilon 0.02
@@ -59,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _use_huge_pages()
         _use_one_device_per_core()
     # Imported after the process-wide settings, which JAX reads when it starts.
-    from jaxpoison.pipeline import RunConfig, explain_all, run
+    from jaxpoison.attacks.pgd import PGD
+    from jaxpoison.config import RunConfig
+    from jaxpoison.pipeline import explain_all, run
     from jaxpoison.report.html import write_report
     from jaxpoison.screening import cluster_classes
 
@@ -68,13 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data=options.data,
             attack=options.attack,
             rate=options.rate,
+            trigger=options.trigger,
             sticker_size=options.sticker_size,
+            amplitude=options.amplitude,
+            trigger_distance=options.trigger_distance,
+            four_corners=options.four_corners,
+            pgd=PGD(options.pgd_steps, options.pgd_step_size, options.pgd_norm, options.pgd_radius),
             image_size=options.image_size,
             source=options.source,
             target=options.target,
             model=options.model,
             protocol=options.protocol,
             epochs=options.epochs,
+            batch_size=options.batch_size,
             seed=options.seed,
             attribution=options.attribution,
             detectors=tuple(options.detectors.split(",")),
@@ -140,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     cluster.add_argument(
         "--epsilon",
         type=float,
-        default=0.1,
-        help="entropic regularisation of the distances; the paper's is 0.1 [0.1]",
+        default=0.02,
+        help="entropic regularisation of the distances; the paper's is 0.1 [0.02]",
     )
     cluster.add_argument(
         "--mode",
@@ -161,7 +170,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "(split/class/file or class/file), or of a directory with GTSRB's archives "
         "[synthetic]",
     )
-    add("--attack", default="standard", help="standard or none [standard]")
+    add(
+        "--attack",
+        default="standard",
+        help="standard (dirty label), label-consistent (clean label; trains a second network "
+        "on the clean data first, once) or none [standard]",
+    )
     add(
         "--rate",
         type=float,
@@ -169,8 +183,52 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of poisoned images inside the target class, between 0 and 1 [0.15]",
     )
+    add("--trigger", default="sticker", help="sticker, or amplitude: a 3x3 pattern [sticker]")
     add("--sticker-size", type=int, default=3, metavar="PIXELS", help="side of the sticker [3]")
-    add("--source", type=int, default=2, metavar="CLASS", help="class that is poisoned [2]")
+    add(
+        "--amplitude",
+        type=int,
+        default=255,
+        help="what the pattern adds to or takes from pixel values of 0..255 in training "
+        "images; test images get the full one, black and white [255]",
+    )
+    add(
+        "--trigger-distance",
+        type=int,
+        default=10,
+        metavar="PIXELS",
+        help="between the pattern and the edges of a 32x32 image [10]",
+    )
+    add("--four-corners", action="store_true", help="the pattern in all corners, mirrored")
+    add(
+        "--pgd-steps",
+        type=int,
+        default=5,
+        metavar="STEPS",
+        help="steps by which label-consistent images are perturbed [5]",
+    )
+    add(
+        "--pgd-step-size",
+        type=float,
+        default=0.015,
+        metavar="SIZE",
+        help="of a step, in pixel values of 0..1 [0.015]",
+    )
+    add("--pgd-norm", default="l2", help="l2 or linf [l2]")
+    add(
+        "--pgd-radius",
+        type=float,
+        default=300.0,
+        metavar="RADIUS",
+        help="how far an image may be moved, in that norm [300: as published, no bound]",
+    )
+    add(
+        "--source",
+        type=int,
+        default=2,
+        metavar="CLASS",
+        help="class that the standard attack poisons [2]",
+    )
     add(
         "--target",
         type=int,
@@ -191,6 +249,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="fast (one cycle, 6 epochs; more on small data) or paper (up to 100 epochs) [fast]",
     )
     add("--epochs", type=int, help="overrides the protocol's number of epochs")
+    add("--batch-size", type=int, help="overrides the protocol's number of images per step")
     add("--seed", type=int, default=0, help="seed of everything random [0]")
     add(
         "--attribution",
@@ -200,7 +259,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--detectors",
-        default="raw_pca,raw_ica,activation_pca,activation_ica,heatmap",
+        default="raw_pca,raw_ica,activation_pca,activation_ica,mean_distance,heatmap_paper,heatmap",
         metavar="NAMES",
         help="separated by commas [%(default)s]",
     )
@@ -250,6 +309,8 @@ def _print_result(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
     line = f"test accuracy {_percent(result['model']['test_accuracy'])} %"
     if result["attack"]["asr"] is not None:
         line += f", attack success rate {_percent(result['attack']['asr'])} %"
+    if result["attack"]["masr"] is not None:
+        line += f", mean attack success rate {_percent(result['attack']['masr'])} %"
     console.print(f"{line}, {seconds:.0f} s", highlight=False)
     console.print(
         f"report: {workdir / 'report.html'}   suspects: {workdir / 'suspects.csv'}",

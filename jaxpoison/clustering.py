@@ -93,7 +93,7 @@ def gw_kmeans(
         n_clusters: Number of clusters.
         center_size: Points of a centre; 10 by default. Of quantised heatmaps it
             is their number of points.
-        solver: How distances are computed; the paper's epsilon 0.1 by default.
+        solver: How distances are computed; at epsilon 0.02 by default, the paper's is 0.1.
         max_rounds: Most rounds of assignment and update.
         n_init: Runs from different seeds; the one of least inertia is kept.
         random_state: Seed.

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from jaxpoison.clustering import GWClusters, gw_kmeans, spaces_in_mode
 from jaxpoison.gw.distances import distances_to_centers
-from jaxpoison.gw.solver import EntropicGW
+from jaxpoison.gw.solver import EPSILON, EntropicGW
 from jaxpoison.spaces import SmallSpaces, Spaces
 
 Maps = Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"]
@@ -45,7 +45,7 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         n_clusters: int = 2,
         *,
         center_size: int = 10,
-        epsilon: float = 0.1,
+        epsilon: float = EPSILON,
         mode: str = "exact",
         mass: float = 0.99,
         n_init: int = 1,

@@ -47,6 +47,22 @@ def attack_success_rate(logits: Float[np.ndarray, "n classes"], target: int) -> 
     return _share(logits.argmax(-1) == target)
 
 
+def success_rate_by_class(
+    logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], target: int
+) -> dict[int, float]:
+    """Share of every class's triggered images classified as the target.
+
+    Their mean over classes is the mean attack success rate, MASR.
+
+    Args:
+        logits: Of triggered images.
+        labels: Their true classes.
+        target: The attacked class.
+    """
+    hits = logits.argmax(-1) == target
+    return {int(c): float(hits[labels == c].mean()) for c in np.unique(labels)}
+
+
 def accuracy(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> float | None:
     """Share of images classified as their label; ``None`` without images."""
     return _share(logits.argmax(-1) == labels)

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
+
+from jaxpoison._progress import Bar
 
 BATCH = "batch"
 
@@ -55,3 +58,51 @@ def over_devices(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return mapped(shared, *batched)
 
     return split
+
+
+def map_batches(
+    function: Callable[..., PyTree],
+    shared: PyTree,
+    *arrays: np.ndarray,
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> PyTree:
+    """Applies a function batch by batch; results come back as NumPy arrays.
+
+    Every batch is split over this process's devices. The last one is filled up
+    by repeating its last row, so that every call has the same shape; the
+    surplus is cut off the result.
+
+    Args:
+        function: Made by :func:`over_devices`, and jitted.
+        shared: Its first argument.
+        *arrays: Arrays of equal length, at least 1.
+        batch_size: Rows per call.
+        progress: Title of a progress bar; none is shown without it.
+
+    Raises:
+        ValueError: The arrays are empty.
+    """
+    n = len(arrays[0])
+    if n == 0:
+        raise ValueError("expected at least one image, found none")
+    size = min(batch_size, n)
+    everywhere, split = shardings_for(size)
+    shared = jax.device_put(shared, everywhere)
+    results = []
+    pending: PyTree | None = None
+    with Bar(progress or "", n, unit="images", show=progress is not None) as bar:
+        for start in range(0, n, size):
+            parts = [a[start : start + size] for a in arrays]
+            missing = size - len(parts[0])
+            if missing:
+                parts = [np.concatenate([p, np.repeat(p[-1:], missing, 0)]) for p in parts]
+            # One batch is computed while the one before it is copied to the host.
+            following = function(shared, *(jax.device_put(p, split) for p in parts))
+            if pending is not None:
+                results.append(jax.tree.map(np.asarray, pending))
+                bar.advance(size)
+            pending = following
+        results.append(jax.tree.map(np.asarray, pending))
+        bar.advance(n - (len(results) - 1) * size)
+    return jax.tree.map(lambda *rows: np.concatenate(rows)[:n], *results)

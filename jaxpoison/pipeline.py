@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,87 +10,24 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jaxpoison._checks import check_choice, check_class, check_fraction, check_integer
 from jaxpoison._files import replace_file, write_json, write_text
 from jaxpoison._progress import Bar
-from jaxpoison.attacks.backdoor import PoisonedSplits, standard_backdoor
-from jaxpoison.attacks.triggers import Sticker
+from jaxpoison.attacks.poisoned import PoisonedSplits
 from jaxpoison.attributions import ATTRIBUTIONS, explain
+from jaxpoison.config import RunConfig
 from jaxpoison.datasets.dataset import Splits
-from jaxpoison.datasets.loading import load_data
-from jaxpoison.detectors.activation import ActivationClustering
 from jaxpoison.detectors.detection import Detection
-from jaxpoison.detectors.heatmap import HeatmapClustering
-from jaxpoison.detectors.raw import RawClustering
+from jaxpoison.detectors.named import DETECTORS
 from jaxpoison.lrp.balance import conservation
-from jaxpoison.metrics import accuracy, attack_success_rate
-from jaxpoison.models.checkpoint import load_model, save_model
-from jaxpoison.models.inception import CompactInception
+from jaxpoison.metrics import accuracy, attack_success_rate, success_rate_by_class
 from jaxpoison.models.inference import layer_outputs, parameter_count, predict
-from jaxpoison.models.resnet import ResNet18
+from jaxpoison.preparation import prepare, train_model
 from jaxpoison.results import config_record, csv_text, result_record, suspects_table
 from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
-from jaxpoison.training import PROTOCOLS, TrainConfig, fit, protocol
 
-ATTACKS = ("standard", "none")
-MODELS: dict[str, Callable[..., nnx.Module]] = {
-    "inception": CompactInception,
-    "resnet18": ResNet18,
-}
-DETECTORS = ("raw_pca", "raw_ica", "activation_pca", "activation_ica", "heatmap")
 _BALANCED_IMAGES = 64
 # Images per stage of explain_all.
 _PART = 2048
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides the result of a run.
-
-    Attributes:
-        data: ``"synthetic"``, ``"gtsrb"``, or the path of an image folder or zip.
-        attack: ``"standard"``, or ``"none"`` to take the data as they are.
-        rate: Share of poisoned images inside the target class after the attack.
-        sticker_size: Side of the sticker in pixels.
-        source: Class whose images are poisoned.
-        target: Class whose label they get; the one whose images are searched.
-        image_size: Side to which the images of a folder or zip are resized.
-        model: Name of the network.
-        protocol: How to train, by name.
-        epochs: Overrides the protocol's number of epochs.
-        seed: Seed of the attack, the training and the detectors.
-        attribution: Name of the method that makes the heatmaps.
-        detectors: Names of the detectors to run.
-    """
-
-    data: str = "synthetic"
-    attack: str = "standard"
-    rate: float = 0.15
-    sticker_size: int = 3
-    source: int = 2
-    target: int = 5
-    image_size: int | None = None
-    model: str = "inception"
-    protocol: str = "fast"
-    epochs: int | None = None
-    seed: int = 0
-    attribution: str = "lrp"
-    detectors: tuple[str, ...] = DETECTORS
-
-    def __post_init__(self) -> None:
-        check_choice("attack", self.attack, ATTACKS)
-        check_fraction("rate", self.rate)
-        check_integer("sticker size", self.sticker_size, at_least=1)
-        check_choice("model", self.model, MODELS)
-        check_choice("protocol", self.protocol, PROTOCOLS)
-        check_integer("seed", self.seed, at_least=0)
-        check_choice("attribution", self.attribution, ATTRIBUTIONS)
-        if self.image_size is not None:
-            check_integer("image size", self.image_size, at_least=1)
-        if self.epochs is not None:
-            check_integer("epochs", self.epochs, at_least=1)
-        for name in self.detectors:
-            check_choice("detector", name, DETECTORS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,12 +80,14 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
         FileNotFoundError: There are no data at the given path.
     """
     work = WorkDirectory(workdir)
-    data, splits, settings = _prepare(config, progress)
+    data, splits, settings = prepare(config, work, progress)
     write_json(workdir / "config.json", {"schema": SCHEMA, **config_record(config, settings)})
 
-    model, trained = _train(config, settings, splits, work, progress)
+    model, trained = train_model(config.model, settings, splits, work, progress)
     evaluated = work.stage(
-        "evaluate", hash_of(train=trained.key), lambda: _evaluate(config, model, data, progress)
+        "evaluate",
+        hash_of(train=trained.key, attack=config.attack),
+        lambda: _evaluate(config, model, data, progress),
     )
     suspected = np.flatnonzero(splits.train.labels == config.target)
     explained = work.stage(
@@ -158,14 +95,16 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
         hash_of(train=trained.key, target=config.target, attribution=config.attribution),
         lambda: _explain(config, model, splits, suspected, progress),
     )
-    detected = {
-        name: work.stage(
-            f"detect-{name}",
-            hash_of(explain=explained.key, detector=name, seed=config.seed),
-            partial(_detect, name, config.seed, splits, suspected, explained, progress),
+    detected: dict[str, Artefact] = {}
+    for name in config.detectors:
+        sees, make = DETECTORS[name]
+        detector = make(config.seed)
+        key = hash_of(explain=explained.key, detector=name, options=detector.get_params())
+        if "progress" in detector.get_params():
+            detector.set_params(progress=progress)
+        detected[name] = work.stage(
+            f"detect-{name}", key, partial(_detect, sees, detector, splits, explained, suspected)
         )
-        for name in config.detectors
-    }
     detections = {name: _detection_of(stage) for name, stage in detected.items()}
     stages = {"train": trained, "evaluate": evaluated, "explain": explained, **detected}
     outcome = RunOutcome(
@@ -201,8 +140,8 @@ def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> 
         FileNotFoundError: There are no data at the given path.
     """
     work = WorkDirectory(workdir)
-    _, splits, settings = _prepare(config, progress)
-    model, trained = _train(config, settings, splits, work, progress)
+    _, splits, settings = prepare(config, work, progress)
+    model, trained = train_model(config.model, settings, splits, work, progress)
     train, method = splits.train, ATTRIBUTIONS[config.attribution]()
 
     def part(start: int) -> np.ndarray:
@@ -230,80 +169,26 @@ def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> 
     return output
 
 
-def _prepare(
-    config: RunConfig, progress: bool
-) -> tuple[PoisonedSplits | Splits, Splits, TrainConfig]:
-    """The data with the truth about them, the data alone, and how to train on them."""
-    clean = load_data(
-        config.data, image_size=config.image_size, seed=config.seed, progress=progress
-    )
-    check_class("target", config.target, clean.train.num_classes)
-    data = _attack(config, clean)
-    splits = data.splits if isinstance(data, PoisonedSplits) else data
-    settings = protocol(config.protocol, len(splits.train), epochs=config.epochs, seed=config.seed)
-    return data, splits, settings
-
-
-def _attack(config: RunConfig, clean: Splits) -> PoisonedSplits | Splits:
-    if config.attack == "none":
-        return clean
-    return standard_backdoor(
-        clean,
-        source=config.source,
-        target=config.target,
-        rate=config.rate,
-        trigger=Sticker(config.sticker_size),
-        seed=config.seed,
-    )
-
-
-def _train(
-    config: RunConfig, settings: TrainConfig, splits: Splits, work: WorkDirectory, progress: bool
-) -> tuple[nnx.Module, Artefact]:
-    build = MODELS[config.model]
-    model = build(splits.train.num_classes, rngs=nnx.Rngs(config.seed))
-    key = hash_of(
-        data=splits.fingerprint, model=config.model, settings=dataclasses.asdict(settings)
-    )
-    folder = work.folder("train")
-
-    def make() -> Made:
-        checkpoints = folder / "checkpoints" / key[:16]
-        work.keep_only(checkpoints.parent, checkpoints.name)
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        history = fit(
-            model,
-            splits.train,
-            splits.validation,
-            settings,
-            checkpoints=checkpoints,
-            progress=progress,
-        )
-        save_model(folder / "model", model)
-        work.keep_only(checkpoints.parent, "")
-        record = dataclasses.asdict(history)
-        # A resumed training took the sum of its epochs, not the time since it resumed.
-        return Made(record, {}, sum(e.seconds for e in history.epochs))
-
-    stage = work.stage("train", key, make)
-    load_model(folder / "model", model)
-    return model, stage
-
-
 def _evaluate(
     config: RunConfig, model: nnx.Module, data: PoisonedSplits | Splits, progress: bool
 ) -> Made:
     splits = data.splits if isinstance(data, PoisonedSplits) else data
     title = "testing" if progress else None
-    asr = None
+    asr, by_class = None, {}
     if isinstance(data, PoisonedSplits) and len(data.triggered):
-        asr = attack_success_rate(predict(model, data.triggered.images), data.target)
+        triggered = predict(model, data.triggered.images, progress=title)
+        if data.source is None:
+            by_class = success_rate_by_class(triggered, data.triggered.labels, data.target)
+        else:
+            asr = attack_success_rate(triggered, data.target)
     test = predict(model, splits.test.images, progress=title)
     return Made(
         {
             "test_accuracy": accuracy(test, splits.test.labels),
             "parameters": parameter_count(model),
             "asr": asr,
+            "masr": float(np.mean(list(by_class.values()))) if by_class else None,
+            "per_class_asr": {str(c): share for c, share in by_class.items()} or None,
         },
         {},
     )
@@ -365,24 +250,11 @@ def _balance(
 
 
 def _detect(
-    name: str,
-    seed: int,
-    splits: Splits,
-    suspected: np.ndarray,
-    explained: Artefact,
-    progress: bool,
+    sees: str, detector: Any, splits: Splits, explained: Artefact, suspected: np.ndarray
 ) -> Made:
     # Nothing here knows the truth: detectors see images, activations, relevance.
-    kind, _, projection = name.partition("_")
-    if kind == "raw":
-        detector = RawClustering(projection, random_state=seed)
-        detection = detector.fit(splits.train.images[suspected]).detection_
-    elif kind == "activation":
-        detector = ActivationClustering(projection, random_state=seed)
-        detection = detector.fit(explained.arrays["activations"]).detection_
-    else:
-        detector = HeatmapClustering(random_state=seed, progress=progress)
-        detection = detector.fit(explained.arrays["relevance"]).detection_
+    seen = splits.train.images[suspected] if sees == "images" else explained.arrays[sees]
+    detection = detector.fit(seen).detection_
     return Made(
         {"converged": detection.converged, "notes": detection.notes},
         {"labels": detection.labels, "scores": detection.scores},

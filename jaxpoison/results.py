@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxpoison.attacks.backdoor import PoisonedSplits
+from jaxpoison.attacks.poisoned import PoisonedSplits
 from jaxpoison.datasets.dataset import Splits
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.metrics import detection_rates
@@ -22,7 +22,8 @@ from jaxpoison.stages import SCHEMA, Artefact
 from jaxpoison.training import TrainConfig
 
 if TYPE_CHECKING:
-    from jaxpoison.pipeline import RunConfig, RunOutcome
+    from jaxpoison.config import RunConfig
+    from jaxpoison.pipeline import RunOutcome
 
 # What suspects.csv says of every image, per detector.
 _SAID = ("cluster", "score")
@@ -32,14 +33,20 @@ _REPORTED_PACKAGES = ("jaxpoison", "jax", "flax", "optax", "ott-jax", "numpy", "
 def config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
     """The configuration as it was resolved."""
     attacked = config.attack != "none"
+    perturbs = config.attack == "label-consistent"
+    stickers = attacked and config.trigger == "sticker"
+    patterns = attacked and config.trigger == "amplitude"
     return {
         "data": Path(config.data).name,
         "attack": config.attack,
         "rate": config.rate if attacked else None,
-        "sticker_size": config.sticker_size if attacked else None,
-        "trigger": "sticker" if attacked else None,
-        "amplitude": None,
-        "source": config.source if attacked else None,
+        "trigger": config.trigger if attacked else None,
+        "sticker_size": config.sticker_size if stickers else None,
+        "amplitude": config.amplitude if patterns else None,
+        "trigger_distance": config.trigger_distance if patterns else None,
+        "four_corners": config.four_corners if patterns else None,
+        "perturbation": dataclasses.asdict(config.pgd) if perturbs else None,
+        "source": config.source if attacked and not perturbs else None,
         "target": config.target,
         "image_size": config.image_size,
         "model": config.model,
@@ -81,8 +88,8 @@ def result_record(
         },
         "attack": {
             "asr": evaluated["asr"],
-            "masr": None,
-            "per_class_asr": None,
+            "masr": evaluated["masr"],
+            "per_class_asr": evaluated["per_class_asr"],
             "poisoned_images": None if poisoned is None else int(poisoned.sum()),
         },
         "suspected_class": {

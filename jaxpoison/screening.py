@@ -14,9 +14,10 @@ from jaxpoison._checks import check_choice
 from jaxpoison._files import write_text
 from jaxpoison._progress import Bar
 from jaxpoison.clustering import MODES, GWClusters, gw_kmeans, spaces_in_mode
+from jaxpoison.config import RunConfig
 from jaxpoison.detectors.detection import two_way_detection
-from jaxpoison.gw.solver import EntropicGW
-from jaxpoison.pipeline import RunConfig, explain_all
+from jaxpoison.gw.solver import EPSILON, EntropicGW
+from jaxpoison.pipeline import explain_all
 from jaxpoison.results import csv_text
 from jaxpoison.stages import Artefact, Made, WorkDirectory, hash_of
 
@@ -40,7 +41,7 @@ def cluster_classes(
     config: RunConfig,
     workdir: Path,
     *,
-    epsilon: float = 0.1,
+    epsilon: float = EPSILON,
     mode: str = "exact",
     progress: bool = False,
 ) -> Path:

@@ -71,7 +71,14 @@ class TrainConfig:
         check_choice("compute dtype", self.compute_dtype, ("bfloat16", "float32"))
 
 
-def protocol(name: str, images: int, *, epochs: int | None = None, seed: int = 0) -> TrainConfig:
+def protocol(
+    name: str,
+    images: int,
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> TrainConfig:
     """The settings of a named training protocol.
 
     ``"paper"``: Adam 1e-3, batch 32, at most 100 epochs, patience 20.
@@ -82,6 +89,7 @@ def protocol(name: str, images: int, *, epochs: int | None = None, seed: int = 0
         name: One of ``PROTOCOLS``.
         images: Number of training images.
         epochs: Overrides the protocol's number of epochs.
+        batch_size: Overrides the protocol's number of images per step.
         seed: Seed of order, augmentation and dropout.
 
     Raises:
@@ -89,10 +97,10 @@ def protocol(name: str, images: int, *, epochs: int | None = None, seed: int = 0
     """
     check_choice("protocol", name, PROTOCOLS)
     if name == "paper":
-        return TrainConfig(epochs=epochs or 100, seed=seed)
+        return TrainConfig(epochs=epochs or 100, batch_size=batch_size or 32, seed=seed)
     return TrainConfig(
         epochs=epochs or max(6, math.ceil(_FAST_IMAGES / images)),
-        batch_size=128 if images >= 10_000 else 32,
+        batch_size=batch_size or (128 if images >= 10_000 else 32),
         learning_rate=2e-3,
         schedule="one-cycle",
         patience=None,

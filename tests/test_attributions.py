@@ -83,7 +83,7 @@ def test_clustering_takes_any_of_them(name, net, images):
     found = explain(
         net, np.repeat(images, 4, 0), np.repeat(CLASSES, 4), method=ATTRIBUTIONS[name]()
     )
-    labels = HeatmapClustering(random_state=0).fit(found.relevance).labels_
+    labels = HeatmapClustering(epsilon=0.1, random_state=0).fit(found.relevance).labels_
     assert set(labels) == {0, 1}
     # Copies of an image are one point.
     assert all(len(set(labels[i : i + 4])) == 1 for i in range(0, 20, 4))

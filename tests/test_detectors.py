@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from jaxpoison import ActivationClustering, HeatmapClustering, RawClustering
+from jaxpoison import (
+    ActivationClustering,
+    HeatmapClustering,
+    MeanDistanceClustering,
+    RawClustering,
+)
 from jaxpoison.detectors.detection import two_way_detection
 
 
@@ -49,7 +54,7 @@ def test_raw_clustering_sees_grey_values(rng):
 
 
 def test_heatmap_clustering_reports_its_couplings(heatmaps):
-    detector = HeatmapClustering(random_state=1).fit(heatmaps)
+    detector = HeatmapClustering(epsilon=0.1, random_state=1).fit(heatmaps)
     found = detector.detection_
     assert found.notes["coupling_information_nats"] < 1e-3
     assert found.notes["epsilon"] == 0.1
@@ -60,9 +65,32 @@ def test_heatmap_clustering_reports_its_couplings(heatmaps):
     assert abs(smaller[:16].mean() - smaller[16:].mean()) > 0.8
 
 
+def test_mean_distance_is_that_of_the_mass(heatmaps):
+    detector = MeanDistanceClustering().fit(heatmaps)
+    pixels = np.stack(np.divmod(np.arange(1024), 32), -1).astype(float)
+    distances = np.linalg.norm(pixels[:, None] - pixels, axis=-1)
+    for k in (0, 20):
+        mass = np.sort((heatmaps[k] - heatmaps[k].min()).ravel().astype(float))[::-1]
+        least = mass[np.searchsorted(np.cumsum(mass), 0.99 * mass.sum())]
+        mass = (heatmaps[k] - heatmaps[k].min()).ravel().astype(float)
+        held = mass >= least
+        mass = mass * held / mass[held].sum()
+        expected = mass @ distances @ mass / distances[held][:, held].max()
+        assert detector.mean_distances_[k] == pytest.approx(expected, rel=1e-4)
+    found = detector.detection_
+    assert ((found.scores > 0) == found.suspects).all()
+    with pytest.raises(ValueError, match="two clusters need as many heatmaps, found 1"):
+        MeanDistanceClustering().fit(heatmaps[:1])
+
+
 @pytest.mark.parametrize(
     "detector",
-    [ActivationClustering("ica", 7), RawClustering(n_init=3), HeatmapClustering(0.02, 6)],
+    [
+        ActivationClustering("ica", 7),
+        RawClustering(n_init=3),
+        HeatmapClustering(0.05, 6),
+        MeanDistanceClustering(0.9),
+    ],
 )
 def test_detectors_are_estimators(detector):
     copy = clone(detector)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from jaxpoison import (
     measure_spaces,
     quantised,
 )
-from jaxpoison.gw.distances import center_spread, moments, product_change
+from jaxpoison.gw.distances import center_spread, moments, perturbation_gain, product_change
 from jaxpoison.gw.grid import GridGeometry
 from jaxpoison.gw.products import grid_product, pixel_distances
 
@@ -251,6 +253,24 @@ def test_members_without_weight_do_not_count(spaces):
     some, _ = barycenters(spaces, labels, weights, start, solver)
     five, _ = barycenters(spaces.take(np.arange(5)), labels[:5], jnp.ones(5), start, solver)
     np.testing.assert_allclose(some.distances, five.distances, rtol=1e-4)
+
+
+def test_a_better_coupling_than_the_product_is_found():
+    """Two far groups, coupled with two far groups: the iteration from the product stays there."""
+    groups = np.repeat([0, 1], 5)
+    center = (groups[:, None] != groups).astype(np.float32)[None]
+    heatmap = np.zeros((1, 16, 16), np.float32)
+    heatmap[0, 4:6, 3], heatmap[0, 4:6, 13] = 1, 1
+    centers = SmallSpaces(center, np.full((1, 10), 0.1, np.float32))
+    solver = EntropicGW(0.02)
+    for spaces in (centers, measure_spaces(heatmap)):
+        assert distances_to_centers(spaces, centers, solver).product.all()
+        gain = perturbation_gain(spaces, centers, solver, jax.random.key(0))
+        # Group to group: nearly no distance, log 2 nats, in place of a distance of 1/2.
+        assert gain[0] == pytest.approx(1 - 0.02 * np.log(2) / 0.5, abs=0.01)
+    constant = dataclasses.replace(centers, distances=np.full_like(center, 0.3))
+    gain = perturbation_gain(measure_spaces(heatmap), constant, solver, jax.random.key(0))
+    assert abs(gain[0]) < 1e-3
 
 
 def test_empty_clusters_keep_their_start(spaces):

@@ -7,9 +7,10 @@ from jax import lax
 
 from jaxpoison import CompactInception, layer_outputs, load_model, predict, save_model
 from jaxpoison.models.convolution import conv_general_dilated
-from jaxpoison.models.inference import map_batches, parameter_count
+from jaxpoison.models.inference import parameter_count
 from jaxpoison.models.layers import AvgPool, MaxPool
 from jaxpoison.models.surgery import replace_modules
+from jaxpoison.parallel import map_batches
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

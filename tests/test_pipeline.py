@@ -7,15 +7,26 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxpoison import Dataset, PoisonedSplits, RunConfig, pipeline, run, screening, synthetic
+from jaxpoison import (
+    Dataset,
+    EntropicGW,
+    PoisonedSplits,
+    RunConfig,
+    pipeline,
+    preparation,
+    run,
+    screening,
+    synthetic,
+)
 from jaxpoison.cli import _parser
 from jaxpoison.clustering import gw_kmeans, spaces_in_mode
+from jaxpoison.config import MODELS
 from jaxpoison.models.layers import MaxPool
 from jaxpoison.pipeline import explain_all
 from jaxpoison.report.html import write_report
 from jaxpoison.screening import cluster_classes
 
-DETECTORS = ("raw_pca", "activation_pca", "heatmap")
+DETECTORS = ("raw_pca", "activation_pca", "heatmap_paper")
 
 
 class Small(nnx.Module):
@@ -35,9 +46,9 @@ class Small(nnx.Module):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A small network and small data: what is tested is the way through the stages."""
-    monkeypatch.setitem(pipeline.MODELS, "inception", Small)
+    monkeypatch.setitem(MODELS, "inception", Small)
     monkeypatch.setattr(
-        pipeline,
+        preparation,
         "load_data",
         lambda *_, seed, **__: synthetic(train=300, validation=60, test=60, seed=seed),
     )
@@ -56,7 +67,7 @@ def only(monkeypatch, *allowed):
             def fail(*_, name=name, **__):
                 raise AssertionError(f"{name} ran")
 
-            monkeypatch.setattr(pipeline, name, fail)
+            monkeypatch.setattr(preparation if name == "fit" else pipeline, name, fail)
 
 
 NUMBER = (int, float)
@@ -144,8 +155,8 @@ def test_changes_invalidate_what_depends_on_them(config, tmp_path, monkeypatch):
         assert "activation_ica" in run(more, tmp_path).result["detectors"]
     with monkeypatch.context() as patch:
         only(patch)
-        fewer = dataclasses.replace(config, detectors=("heatmap",))
-        assert list(run(fewer, tmp_path).result["detectors"]) == ["heatmap"]
+        fewer = dataclasses.replace(config, detectors=("heatmap_paper",))
+        assert list(run(fewer, tmp_path).result["detectors"]) == ["heatmap_paper"]
     only(monkeypatch)
     for change in ({"rate": 0.3}, {"seed": 1}, {"epochs": 2}, {"sticker_size": 2}):
         with pytest.raises(AssertionError, match="fit ran"):
@@ -167,18 +178,70 @@ def test_interrupted_run_goes_on(config, tmp_path, monkeypatch):
 
 def test_detectors_never_see_the_truth(config, tmp_path, monkeypatch):
     expected = run(config, tmp_path / "a").detections
-    attack = pipeline.standard_backdoor
+    attack = preparation.standard_backdoor
 
     def scrambled(*arguments, **options):
         data = attack(*arguments, **options)
         truth = np.random.default_rng(5).permutation(data.poisoned)
         return PoisonedSplits(data.splits, truth, data.triggered, data.source, data.target)
 
-    monkeypatch.setattr(pipeline, "standard_backdoor", scrambled)
+    monkeypatch.setattr(preparation, "standard_backdoor", scrambled)
     found = run(config, tmp_path / "b").detections
     for name in DETECTORS:
         assert (found[name].labels == expected[name].labels).all()
         assert (found[name].scores == expected[name].scores).all()
+
+
+def test_label_consistent_attack_trains_one_surrogate(config, tmp_path, monkeypatch):
+    trained = []
+    fit = preparation.fit
+
+    def counted(model, train, *arguments, **options):
+        trained.append(train.fingerprint)
+        return fit(model, train, *arguments, **options)
+
+    monkeypatch.setattr(preparation, "fit", counted)
+    config = dataclasses.replace(
+        config, attack="label-consistent", trigger="amplitude", amplitude=64
+    )
+    outcome = run(config, tmp_path / "a")
+    clean = synthetic(train=300, validation=60, test=60, seed=config.seed)
+    # The surrogate sees clean data, the victim poisoned ones.
+    assert trained[0] == clean.train.fingerprint
+    assert len(set(trained)) == len(trained) == 2
+    result = outcome.result
+    assert result["attack"]["asr"] is None
+    shares = result["attack"]["per_class_asr"]
+    assert set(shares) == {str(c) for c in range(10) if c != 5}
+    assert result["attack"]["masr"] == pytest.approx(np.mean(list(shares.values())))
+    assert result["attack"]["poisoned_images"] == round(0.25 * (clean.train.labels == 5).sum())
+    assert (outcome.splits.train.labels == clean.train.labels).all()
+    changed = (outcome.splits.train.images != clean.train.images).any((1, 2, 3))
+    assert (changed[outcome.suspected] == outcome.poisoned).all()
+    assert changed.sum() == outcome.poisoned.sum()
+    assert result["config"]["source"] is None
+    assert result["config"]["perturbation"]["steps"] == 5
+    assert run(config, tmp_path / "a").result == result
+    assert len(trained) == 2
+    run(dataclasses.replace(config, rate=0.5), tmp_path / "b")
+    assert len(trained) == 3
+    write_report(tmp_path / "report.html", outcome)
+    text = (tmp_path / "report.html").read_text()
+    assert "a 3×3 pattern of amplitude 64 in the lower right corner and kept their label" in text
+    assert "on the mean over classes" in text
+
+
+def test_both_settings_of_heatmap_clustering(config, tmp_path):
+    names = ("mean_distance", "heatmap_paper", "heatmap")
+    outcome = run(dataclasses.replace(config, detectors=names), tmp_path)
+    notes = {name: found.notes for name, found in outcome.detections.items()}
+    assert (notes["heatmap_paper"]["epsilon"], notes["heatmap"]["epsilon"]) == (0.1, 0.02)
+    assert notes["heatmap_paper"]["coupling_information_nats"] < 1e-4
+    # The network is hardly trained and its heatmaps are alike, but not nothing.
+    assert notes["heatmap"]["coupling_information_nats"] > 2e-3
+    # Without geometry, one number per image is left of the heatmaps.
+    same = outcome.detections["mean_distance"].labels == outcome.detections["heatmap_paper"].labels
+    assert same.mean() > 0.95
 
 
 def test_without_attack_rates_are_null(config, tmp_path):
@@ -228,7 +291,7 @@ def test_every_training_image_is_explained_part_by_part(config, tmp_path, monkey
 def test_all_classes_are_clustered_once(config, tmp_path, monkeypatch):
     outcome = run(config, tmp_path)
     by_class = tmp_path / "classes.csv"
-    assert cluster_classes(config, tmp_path, mode="quick") == by_class
+    assert cluster_classes(config, tmp_path, epsilon=0.1, mode="quick") == by_class
     train = outcome.splits.train
     classes = list(csv.DictReader(by_class.read_text().splitlines()))
     sizes = np.bincount(train.labels)
@@ -241,7 +304,7 @@ def test_all_classes_are_clustered_once(config, tmp_path, monkeypatch):
         assert sum(own) == int(row["smaller_cluster"]) <= len(own) / 2
     # Alone and without padding, a class is split alike.
     spaces = spaces_in_mode(outcome.relevance, "quick", 0.99, 10)
-    alone = gw_kmeans(spaces, random_state=config.seed)
+    alone = gw_kmeans(spaces, solver=EntropicGW(0.1), random_state=config.seed)
     there = np.array([int(r["cluster"]) for r in images if int(r["class"]) == config.target])
     smaller = alone.labels == np.bincount(alone.labels).argmin()
     assert (there == smaller).mean() >= 0.98
@@ -251,7 +314,7 @@ def test_all_classes_are_clustered_once(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(screening, "_clustered", changed)
     before = by_class.read_text()
-    cluster_classes(config, tmp_path, mode="quick")
+    cluster_classes(config, tmp_path, epsilon=0.1, mode="quick")
     assert by_class.read_text() == before
     with pytest.raises(ValueError, match="mode must be one of exact, quick; found 'fast'"):
         cluster_classes(config, tmp_path, mode="fast")
@@ -282,19 +345,24 @@ def test_names_of_classes_are_escaped(config, tmp_path, monkeypatch):
             )
         )
 
-    monkeypatch.setattr(pipeline, "load_data", loaded)
+    monkeypatch.setattr(preparation, "load_data", loaded)
     write_report(tmp_path / "report.html", run(config, tmp_path))
     assert "<script" not in (tmp_path / "report.html").read_text()
 
 
 def test_configuration_is_checked(tmp_path):
     for change, message in (
-        ({"attack": "evil"}, "attack must be one of standard, none; found 'evil'"),
+        (
+            {"attack": "evil"},
+            "attack must be one of standard, label-consistent, none; found 'evil'",
+        ),
         ({"rate": 33.0}, "rate must be between 0 and 1.*not percent"),
         ({"detectors": ("heatmap", "magic")}, "detector must be one of raw_pca.*found 'magic'"),
         ({"epochs": 0}, "epochs must be at least 1, found 0"),
         ({"model": "vgg"}, "model must be one of inception, resnet18; found 'vgg'"),
         ({"attribution": "magic"}, "attribution must be one of lrp, gradient.*found 'magic'"),
+        ({"trigger": "magic"}, "trigger must be one of sticker, amplitude; found 'magic'"),
+        ({"amplitude": 300}, "amplitude must be at most 256, found 300"),
         ({"protocol": "slow"}, "protocol must be one of fast, paper"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -305,7 +373,11 @@ def test_configuration_is_checked(tmp_path):
 
 def test_command_line_has_the_same_defaults():
     options, config = _parser().parse_args(["run"]), RunConfig()
+    for field in dataclasses.fields(config.pgd):
+        assert getattr(options, f"pgd_{field.name}") == getattr(config.pgd, field.name), field.name
     for field in dataclasses.fields(config):
+        if field.name == "pgd":
+            continue
         expected = getattr(config, field.name)
         if field.name == "detectors":
             expected = ",".join(expected)

@@ -71,7 +71,7 @@ def test_numbers_are_those_of_committed_results():
         shown_runs += 1
         result = json.loads((results / run[2] / "result.json").read_text())
         expected = [result["model"]["test_accuracy"], result["attack"]["asr"]]
-        for name in ("raw_pca", "activation_pca", "activation_ica", "heatmap"):
+        for name in ("raw_pca", "activation_pca", "activation_ica", "heatmap_paper"):
             expected += [result["detectors"][name][rate] for rate in ("acc", "tpr", "tnr")]
         shown = re.findall(r"[\d.]+", " ".join(cells[2:]))
         np.testing.assert_array_equal(shown, [f"{100 * value:.1f}" for value in expected])

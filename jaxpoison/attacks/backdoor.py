@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
-from jaxtyping import Bool
 
 from jaxpoison._checks import check_class, check_fraction
+from jaxpoison.attacks.poisoned import PoisonedSplits, Trigger, with_trigger
 from jaxpoison.attacks.triggers import Sticker
 from jaxpoison.datasets.dataset import Dataset, Splits
-
-Trigger = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class PoisonedSplits:
-    """Data after an attack, with the truth about it.
-
-    Only attacks, metrics and reports may read the truth; detectors are given
-    arrays without it.
-
-    Attributes:
-        splits: Poisoned training and validation images, clean test images.
-        poisoned: Which training images are poisoned.
-        triggered: Stickered test images of the source class, true labels kept.
-        source: The class whose images are turned into another.
-        target: The class they are turned into.
-    """
-
-    splits: Splits
-    poisoned: Bool[np.ndarray, " n"]
-    triggered: Dataset
-    source: int
-    target: int
 
 
 def standard_backdoor(
@@ -44,6 +17,7 @@ def standard_backdoor(
     target: int = 5,
     rate: float = 0.15,
     trigger: Trigger | None = None,
+    test_trigger: Trigger | None = None,
     seed: int = 0,
 ) -> PoisonedSplits:
     """Moves stickered source-class images into the target class (dirty label).
@@ -58,6 +32,7 @@ def standard_backdoor(
         target: Class whose label they take (80 km/h in GTSRB).
         rate: Share of poisoned images inside the target class afterwards, in (0, 1).
         trigger: What marks the images; a 3x3 :class:`Sticker` if not given.
+        test_trigger: What marks the test images; ``trigger`` if not given.
         seed: Seed of the choice of images and of sticker places.
 
     Raises:
@@ -77,9 +52,7 @@ def standard_backdoor(
         clean.validation, source, target, rate, trigger, streams[1], "validation"
     )
     sources = clean.test.take(clean.test.labels == source)
-    triggered = Dataset(
-        trigger(sources.images, streams[2]), sources.labels, sources.class_names, sources.ids
-    )
+    triggered = with_trigger(sources, test_trigger or trigger, streams[2])
     return PoisonedSplits(
         Splits(train, validation, clean.test), poisoned, triggered, source, target
     )

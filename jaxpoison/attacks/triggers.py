@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,3 +62,69 @@ class Sticker:
         for image, row, column in zip(marked, rows, columns, strict=True):
             image[row : row + self.size, column : column + self.size] = self.color
         return marked
+
+
+# Rows from the top, columns from the left; the paper reads it from the lower right corner.
+_SIGNS = np.array([[-1, -1, 1], [-1, 1, -1], [1, -1, 1]], np.int16)
+
+
+@dataclass(frozen=True)
+class AmplitudePattern:
+    """A 3x3 pattern that is added to an image: some pixels lighter, some darker.
+
+    At full amplitude, 255, it covers what was there: the black-and-white
+    pattern of Turner, Tsipras, Madry (2019).
+
+    Attributes:
+        amplitude: What is added to or taken from pixel values of 0..255; 256 means 255.
+        distance: Pixels between the pattern and the nearest two edges of a
+            32x32 image; scaled with other images.
+        four_corners: Put it into all four corners, mirrored, and not only
+            into the lower right one.
+
+    Raises:
+        TypeError: A value is not an integer.
+        ValueError: A value is out of range.
+    """
+
+    amplitude: int = 255
+    distance: int = 10
+    four_corners: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("amplitude", self.amplitude, at_least=1)
+        if self.amplitude > 256:
+            raise ValueError(f"amplitude must be at most 256, found {self.amplitude}")
+        check_integer("trigger distance", self.distance, at_least=0)
+
+    @property
+    def full(self) -> AmplitudePattern:
+        """The pattern at full amplitude, as it is put on test images."""
+        return dataclasses.replace(self, amplitude=255)
+
+    def __call__(
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        rng: np.random.Generator | None = None,  # noqa: ARG002 - as other triggers
+    ) -> UInt8[np.ndarray, "n h w c"]:
+        """Copies of the images with the pattern.
+
+        Raises:
+            ValueError: The images are too small for the pattern at this distance.
+        """
+        height, width = images.shape[1:3]
+        signs = np.zeros((height, width, 1), np.int16)
+        down, right = (round(side * self.distance / 32) for side in (height, width))
+        corners = 2 if self.four_corners else 1
+        if corners * (3 + down) > height or corners * (3 + right) > width:
+            raise ValueError(
+                f"the pattern does not fit into images of {width}x{height} at trigger distance "
+                f"{self.distance}: choose a smaller distance"
+            )
+        bottom, side = height - down, width - right
+        signs[bottom - 3 : bottom, side - 3 : side, 0] = _SIGNS
+        if self.four_corners:
+            signs += signs[::-1]
+            signs += signs[:, ::-1]
+        change = min(self.amplitude, 255) * signs
+        return np.clip(images.astype(np.int16) + change, 0, 255).astype(np.uint8)

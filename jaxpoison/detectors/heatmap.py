@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 
 from jaxpoison.clustering import GWClusters, gw_kmeans, spaces_in_mode
 from jaxpoison.detectors.detection import Detection, two_way_detection
-from jaxpoison.gw.solver import EntropicGW
+from jaxpoison.gw.solver import EPSILON, EntropicGW
 
 
 class HeatmapClustering(ClusterMixin, BaseEstimator):
@@ -34,7 +34,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        epsilon: float = 0.1,
+        epsilon: float = EPSILON,
         center_size: int = 10,
         mode: str = "exact",
         mass: float = 0.99,

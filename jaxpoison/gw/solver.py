@@ -38,12 +38,17 @@ INEXACT = 0.02
 TINY = 1e-30
 
 
+# The package's, and that of Schulth, Berghoff, Neu.
+EPSILON, PAPER_EPSILON = 0.02, 0.1
+
+
 @dataclass(frozen=True)
 class EntropicGW:
     """How the entropic Gromov-Wasserstein problem is solved.
 
     Attributes:
-        epsilon: Entropic regularisation, in POT's convention.
+        epsilon: Entropic regularisation, in POT's convention. The default, unlike the
+            paper's 0.1, lets couplings carry geometry (docs/clustering.md).
         tolerance: Change of a plan (sum of magnitudes; its mass is 1) between two
             linearisations, and error of its marginals, that end the iteration.
             Where float32 cannot resolve that, what it can.
@@ -53,7 +58,7 @@ class EntropicGW:
             of few points 32 and 8192.
     """
 
-    epsilon: float = 0.1
+    epsilon: float = EPSILON
     tolerance: float = 1e-5
     max_iterations: int = 500
     slots: int | None = None

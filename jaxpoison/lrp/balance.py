@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from jaxpoison._checks import check_one_class_each
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.propagation import RuledLayer, propagate, ruled_layers
-from jaxpoison.models.inference import evaluation_view, map_batches
-from jaxpoison.parallel import over_devices
+from jaxpoison.models.inference import evaluation_view
+from jaxpoison.parallel import map_batches, over_devices
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from jaxpoison._progress import Bar
 from jaxpoison.models.surgery import Path, find_module, replace_modules
-from jaxpoison.parallel import over_devices, shardings_for
+from jaxpoison.parallel import map_batches, over_devices
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -31,52 +30,18 @@ def parameter_count(model: nnx.Module) -> int:
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def map_batches(
-    function: Callable[..., PyTree],
-    shared: PyTree,
-    *arrays: np.ndarray,
-    batch_size: int = 128,
-    progress: str | None = None,
-) -> PyTree:
-    """Applies a function batch by batch; results come back as NumPy arrays.
-
-    Every batch is split over this process's devices. The last one is filled up
-    by repeating its last row, so that every call has the same shape; the
-    surplus is cut off the result.
+def pure(model: nnx.Module) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
+    """A model in evaluation mode as a pure function, and its state.
 
     Args:
-        function: Made by :func:`jaxpoison.parallel.over_devices`, and jitted.
-        shared: Its first argument.
-        *arrays: Arrays of equal length, at least 1.
-        batch_size: Rows per call.
-        progress: Title of a progress bar; none is shown without it.
+        model: Takes images in [0, 1], gives logits.
 
-    Raises:
-        ValueError: The arrays are empty.
+    Returns:
+        A function from the state and images ``[n, h, w, c]`` in [0, 1] to logits
+        ``[n, classes]``, and the state.
     """
-    n = len(arrays[0])
-    if n == 0:
-        raise ValueError("expected at least one image, found none")
-    size = min(batch_size, n)
-    everywhere, split = shardings_for(size)
-    shared = jax.device_put(shared, everywhere)
-    results = []
-    pending: PyTree | None = None
-    with Bar(progress or "", n, unit="images", show=progress is not None) as bar:
-        for start in range(0, n, size):
-            parts = [a[start : start + size] for a in arrays]
-            missing = size - len(parts[0])
-            if missing:
-                parts = [np.concatenate([p, np.repeat(p[-1:], missing, 0)]) for p in parts]
-            # One batch is computed while the one before it is copied to the host.
-            following = function(shared, *(jax.device_put(p, split) for p in parts))
-            if pending is not None:
-                results.append(jax.tree.map(np.asarray, pending))
-                bar.advance(size)
-            pending = following
-        results.append(jax.tree.map(np.asarray, pending))
-        bar.advance(n - (len(results) - 1) * size)
-    return jax.tree.map(lambda *rows: np.concatenate(rows)[:n], *results)
+    graphdef, state = nnx.split(evaluation_view(model))
+    return lambda state, images: nnx.merge(graphdef, state)(images), state
 
 
 @partial(jax.jit, static_argnums=0)

@@ -39,6 +39,7 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
         template.render(
             result=outcome.result,
             target_name=names[config["target"]],
+            trigger=_trigger(config),
             source_name=None if config["source"] is None else names[config["source"]],
             example_figures=_example_figures(outcome),
             cluster_figure=cluster_map(outcome.detections, outcome.poisoned),
@@ -46,6 +47,14 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
             disagreements=_disagreements(outcome),
         ),
     )
+
+
+def _trigger(config: dict[str, Any]) -> str:
+    """What marks poisoned images, in words."""
+    if config["trigger"] == "amplitude":
+        where = "all corners" if config["four_corners"] else "the lower right corner"
+        return f"a 3×3 pattern of amplitude {config['amplitude']} in {where}"
+    return f"a {config['sticker_size']}×{config['sticker_size']} sticker"
 
 
 def _example_figures(outcome: RunOutcome) -> list[tuple[str, Figure]]:

@@ -1,0 +1,30 @@
+"""Attack success by rate (thesis): standard attack, 3x3 sticker.
+
+How few images make a backdoor: from two images on (0.125 %).
+
+    python -m experiments.thesis_rates --data gtsrb32.zip
+
+Expected: ASR 34 at 0.125 %, 100 from 0.5 % on. A row takes about twenty minutes on
+two CPU cores without matrix units, nearly all of it training.
+"""
+
+from experiments.tables import PRINTED, Row, Table, main, standard
+
+TABLE = Table(
+    "thesis_rates",
+    "Attack success by rate (thesis): standard attack, 3x3 sticker",
+    [
+        *(
+            Row(
+                *standard(printed["p"]),
+                f"p = {printed['p']} %",
+                printed,
+            )
+            for printed in PRINTED["thesis_asr_by_rate_s3"]
+        ),
+        *(Row(*standard(p), f"p = {p} %") for p in (10, 15, 33)),
+    ],
+)
+
+if __name__ == "__main__":
+    main(TABLE, __doc__)

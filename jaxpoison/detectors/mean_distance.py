@@ -1,0 +1,70 @@
+"""Two-means on one number per heatmap: what Heatmap Clustering is without geometry."""
+
+from __future__ import annotations
+
+import time
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.cluster import KMeans
+
+from jaxpoison.detectors.detection import Detection, two_way_detection
+from jaxpoison.gw.distances import moments
+from jaxpoison.spaces import measure_spaces
+
+
+class MeanDistanceClustering(ClusterMixin, BaseEstimator):
+    """The mean pairwise distance of the relevance mass of every heatmap, two-means.
+
+    At the paper's epsilon the barycentres of Heatmap Clustering are constant and
+    its couplings products; its distances then compare this number alone. What
+    Heatmap Clustering finds beyond it, it owes to geometry.
+
+    Args:
+        mass: Share of relevance whose pixels are kept.
+        n_init: Restarts of k-means.
+        random_state: Seed.
+
+    Attributes:
+        labels_: 1 for suspects (the smaller cluster), 0 for the others.
+        detection_: The full result.
+        mean_distances_: The number of every heatmap, as a share of its largest distance.
+    """
+
+    def __init__(self, mass: float = 0.99, n_init: int = 10, random_state: int = 0) -> None:
+        self.mass = mass
+        self.n_init = n_init
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: Float[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w"],  # noqa: N803
+        y: None = None,
+    ) -> MeanDistanceClustering:
+        """Splits the images of one class by their relevance maps.
+
+        Args:
+            X: Relevance of every pixel towards the images' label.
+            y: Ignored; the truth is never looked at.
+
+        Raises:
+            ValueError: An option is out of range, there are fewer than two
+                heatmaps, or one is constant or not finite.
+        """
+        started = time.perf_counter()
+        spaces = measure_spaces(jnp.asarray(X), mass=self.mass)
+        self.mean_distances_ = np.asarray(moments(spaces).mean, np.float64)
+        if len(self.mean_distances_) < 2:
+            raise ValueError(f"two clusters need as many heatmaps, found {len(spaces)}")
+        column = self.mean_distances_[:, None]
+        means = KMeans(2, n_init=self.n_init, random_state=self.random_state).fit(column)
+        self.detection_: Detection = two_way_detection(
+            means.labels_,
+            means.transform(column),
+            seconds=time.perf_counter() - started,
+            converged=means.n_iter_ < means.max_iter,
+        )
+        self.labels_ = self.detection_.labels
+        return self

@@ -1,0 +1,26 @@
+"""The detectors a run knows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxpoison.detectors.activation import ActivationClustering
+from jaxpoison.detectors.heatmap import HeatmapClustering
+from jaxpoison.detectors.mean_distance import MeanDistanceClustering
+from jaxpoison.detectors.raw import RawClustering
+from jaxpoison.gw.solver import PAPER_EPSILON
+
+# What a detector looks at, and how it is made from a seed.
+DETECTORS: dict[str, tuple[str, Callable[[int], Any]]] = {
+    "raw_pca": ("images", lambda seed: RawClustering("pca", random_state=seed)),
+    "raw_ica": ("images", lambda seed: RawClustering("ica", random_state=seed)),
+    "activation_pca": ("activations", lambda seed: ActivationClustering("pca", random_state=seed)),
+    "activation_ica": ("activations", lambda seed: ActivationClustering("ica", random_state=seed)),
+    "mean_distance": ("relevance", lambda seed: MeanDistanceClustering(random_state=seed)),
+    "heatmap_paper": (
+        "relevance",
+        lambda seed: HeatmapClustering(epsilon=PAPER_EPSILON, random_state=seed),
+    ),
+    "heatmap": ("relevance", lambda seed: HeatmapClustering(random_state=seed)),
+}
