@@ -15,11 +15,12 @@ test: $(VENV)/.installed-test
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The paper's tables, row by row; rows that are recorded are left as they are.
+# The paper's tables, row by row, and figures; rows that are recorded are left as they are.
 paper: $(VENV)/.installed
 	for table in table1 table2 table3 table4 table5; do \
 	  $(BIN)/python -m experiments.$$table $(ARGS) || exit 1; \
 	done
+	$(BIN)/python -m experiments.figures $(ARGS)
 
 clean:
 	rm -rf $(VENV)

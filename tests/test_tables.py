@@ -3,9 +3,10 @@
 import importlib
 import json
 
+import numpy as np
 import pytest
 
-from experiments import tables
+from experiments import figures, tables
 from jaxpoison import RunConfig
 
 NAMES = ("table1", "table2", "table3", "table4", "table5", "thesis_sizes", "thesis_rates")
@@ -111,3 +112,28 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch):
     assert len(made) == 4
     with pytest.raises(SystemExit):
         command("--only", "none")
+
+
+def test_success_by_class_is_drawn():
+    rows = TABLES["table4"].rows[:2]
+    recorded = {row.name: found(0.9, {}) for row in rows}
+    for k, row in enumerate(rows):
+        shares = {str(c): (c + k) / 50 for c in range(43) if c != 5}
+        recorded[row.name]["attack"]["per_class_asr"] = shares
+    (axis,) = figures.figure6(recorded).axes
+    first, second = axis.containers
+    assert [bar.get_height() for bar in first][:7] == pytest.approx([0, 2, 4, 6, 8, 12, 14])
+    assert len(second) == 42
+    assert [text.get_text() for text in axis.get_legend().texts] == [
+        "amplitude 128",
+        "amplitude 64",
+    ]
+    with pytest.raises(FileNotFoundError, match="needs rows of Table 4"):
+        figures.figure6({})
+
+
+def test_data_figures_show_every_class(signs):
+    assert len(figures.figure1(signs.train).axes) == 12
+    assert len(figures.figure2(signs.train).axes) == 6
+    titles = [a.get_title() for a in figures.figure5(signs.train).axes if a.get_images()]
+    assert titles == [str(c) for c in np.unique(signs.train.labels)]
