@@ -49,6 +49,7 @@ from jaxpoison.models.inference import layer_outputs, predict, pure
 from jaxpoison.models.resnet import ResNet18
 from jaxpoison.pipeline import RunOutcome, explain_all, run
 from jaxpoison.screening import cluster_classes
+from jaxpoison.separation import Separation, separation
 from jaxpoison.spaces import MeasureSpaces, SmallSpaces, measure_spaces
 from jaxpoison.training import History, TrainConfig, fit, protocol
 
@@ -83,6 +84,7 @@ __all__ = [
     "ResNet18",
     "RunConfig",
     "RunOutcome",
+    "Separation",
     "SmallSpaces",
     "SmoothGrad",
     "Splits",
@@ -117,6 +119,7 @@ __all__ = [
     "relevance_function",
     "run",
     "save_model",
+    "separation",
     "standard_backdoor",
     "success_rate_by_class",
     "synthetic",

@@ -19,6 +19,7 @@ from jaxpoison.detectors.detection import two_way_detection
 from jaxpoison.gw.solver import EPSILON, EntropicGW
 from jaxpoison.pipeline import explain_all
 from jaxpoison.results import csv_text
+from jaxpoison.separation import separation
 from jaxpoison.stages import Artefact, Made, WorkDirectory, hash_of
 
 _MASS, _CENTER_SIZE = 0.99, 10
@@ -27,6 +28,9 @@ _COLUMNS = (
     "images",
     "smaller_cluster",
     "share",
+    "silhouette",
+    "near_zero_eigenvalues",
+    "eigengap",
     "inertia",
     "information_nats",
     "improvable_share",
@@ -89,7 +93,9 @@ def cluster_classes(
             return _clustered(heatmaps, most, solver, mode, config.seed)
 
         digest = hashlib.sha256(heatmaps.tobytes()).hexdigest()
-        key = hash_of(heatmaps=digest, epsilon=epsilon, mode=mode, seed=config.seed)
+        key = hash_of(
+            heatmaps=digest, epsilon=epsilon, mode=mode, seed=config.seed, columns=_COLUMNS
+        )
         return work.stage(f"cluster-{name:04d}", key, make)
 
     of_classes: list[tuple[Any, ...]] = []
@@ -118,8 +124,9 @@ def _clustered(
 ) -> Made:
     # Repeated heatmaps fill the shape of the largest class, and are dropped again.
     filled = spaces_in_mode(heatmaps[np.arange(most) % len(heatmaps)], mode, _MASS, _CENTER_SIZE)
+    spaces = filled.take(np.arange(len(heatmaps)))
     found: GWClusters = gw_kmeans(
-        filled.take(np.arange(len(heatmaps))),
+        spaces,
         center_size=_CENTER_SIZE,
         solver=solver,
         random_state=seed,
@@ -129,11 +136,15 @@ def _clustered(
         found.labels, found.distances, seconds=0.0, converged=found.converged
     )
     smaller = detection.cluster_sizes[1]
+    apart = separation(spaces, found.labels, solver, points=_CENTER_SIZE)
     return Made(
         {
             "images": len(heatmaps),
             "smaller_cluster": smaller,
             "share": smaller / len(heatmaps),
+            "silhouette": apart.silhouette,
+            "near_zero_eigenvalues": apart.near_zero_eigenvalues,
+            "eigengap": apart.eigengap,
             "inertia": found.inertia,
             "information_nats": found.information,
             "improvable_share": found.improvable,

@@ -1,0 +1,26 @@
+"""The analysis of low rates, on the heatmaps of a real run."""
+
+import numpy as np
+
+from experiments import low_rates
+
+
+def test_few_poisoned_heatmaps_are_analysed(heatmaps, monkeypatch):
+    monkeypatch.setattr(low_rates, "EPSILONS", (0.1,))
+    monkeypatch.setattr(low_rates, "ROUNDS", 4)
+    truth = np.arange(19) < 3
+    found = low_rates.analysed(heatmaps[13:], truth)
+    assert (found["images"], found["poisoned"]) == (19, 3)
+    (part,) = found["epsilons"]
+    best = part["oracle"]
+    # The nearest centre is never farther than the true one.
+    assert best["inertia"] <= best["inertia_of_truth"] + 1e-5
+    near = part["neighborhoods"]
+    assert near["compared"] == 19
+    assert near["poisoned_among_neighbors_of_poisoned"] <= 2 / 5
+    assert part["drift"][-1]["inertia"] <= part["drift"][0]["inertia"] + 1e-5
+    # A bright spot makes the largest weight large, and the mean distance differ.
+    assert found["numbers"]["largest weight"] > 0.9
+    text = low_rates.markdown(found)
+    assert text.count("| 1 | ") == 1
+    assert "3 poisoned among 19 images" in text
