@@ -3,7 +3,7 @@
     python -m experiments.figures --data gtsrb32.zip
 
 Figures 1, 2 and 5 show the data and the triggers. 3 and 4 show a run: that of
-Table 1 at p = 33 %, which is made where it is not there (some twenty minutes
+Table 1 at p = 33 %, which is made where it is not there (some forty minutes
 on two CPU cores). 6 is drawn from the recorded rows of Table 4. Pictures go to
 ``runs/figures``; those of the data belong to their publishers and not into
 this repository.

@@ -1,7 +1,7 @@
 """Why two clusters fail at p = 2 %, and what still tells the poisoned heatmaps apart.
 
 On the run of Table 1 at p = 2 %, which is made where it is not there (some
-twenty minutes on two CPU cores; the analysis takes a few):
+forty minutes on two CPU cores; the analysis takes a few):
 
     python -m experiments.low_rates --data gtsrb32.zip
 

@@ -5,7 +5,7 @@ images in class 5.
 
     python -m experiments.table1 --data gtsrb32.zip
 
-Expected: ASR 100, HC above 99 for p from 5 % on, chance at 2 %. A row takes about twenty minutes on
+Expected: ASR 100, HC above 99 for p from 5 % on, chance at 2 %. A row takes about forty minutes on
 two CPU cores without matrix units, nearly all of it training.
 """
 

@@ -5,7 +5,7 @@ sticker and their own label. The first row trains that network too, once.
 
     python -m experiments.table2 --data gtsrb32.zip
 
-Expected: MASR 83 to 91, HC above 98 for p from 5 % on. A row takes about twenty minutes on
+Expected: MASR 83 to 91, HC above 98 for p from 5 % on. A row takes about forty minutes on
 two CPU cores without matrix units, nearly all of it training.
 """
 

@@ -21,8 +21,8 @@ from jaxpoison import RunConfig, run
 from jaxpoison.detectors.named import DETECTORS
 
 PRINTED = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
-# The same for all rows: half the images of the fast protocol, at half its batch.
-SCHEDULE = {"protocol": "fast", "epochs": 3, "batch_size": 64}
+# The same for all rows. Three epochs at batch 64 reach a test accuracy of 93.7 % only.
+SCHEDULE = {"protocol": "fast", "epochs": 6, "batch_size": 128}
 # Which of the paper's detectors ours stand beside.
 RIVALS = {
     "raw_pca": "pca",

@@ -8,14 +8,14 @@ import pytest
 
 from jaxpoison.cli import main
 
-CLASSES = (1, 5, 12)
+CLASSES = (1, 5, 12, 38)
 # Every track of 30 consecutive frames lends its first ones.
 FRAMES = {"Training": 6, "Validation": 6, "Testing": 2}
 
 
 @pytest.fixture(scope="module")
 def subset(gtsrb_zip, tmp_path_factory):
-    """Three classes, a few frames of every track."""
+    """Four classes, a few frames of every track."""
     path = tmp_path_factory.mktemp("data") / "subset.zip"
     with zipfile.ZipFile(gtsrb_zip) as whole, zipfile.ZipFile(path, "w") as part:
         for name in whole.namelist():

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -289,6 +290,7 @@ def test_every_training_image_is_explained_part_by_part(config, tmp_path, monkey
 
 
 def test_all_classes_are_clustered_once(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(screening, "separation", partial(screening.separation, sample=16))
     outcome = run(config, tmp_path)
     by_class = tmp_path / "classes.csv"
     assert cluster_classes(config, tmp_path, epsilon=0.1, mode="quick") == by_class
@@ -302,6 +304,8 @@ def test_all_classes_are_clustered_once(config, tmp_path, monkeypatch):
         own = [int(r["cluster"]) for r in images if r["class"] == row["class"]]
         assert len(own) == int(row["images"]) == sizes[int(row["class"])]
         assert sum(own) == int(row["smaller_cluster"]) <= len(own) / 2
+        assert -1 <= float(row["silhouette"]) <= 1
+        assert int(row["near_zero_eigenvalues"]) >= 1
     # Alone and without padding, a class is split alike.
     spaces = spaces_in_mode(outcome.relevance, "quick", 0.99, 10)
     alone = gw_kmeans(spaces, solver=EntropicGW(0.1), random_state=config.seed)
