@@ -3,25 +3,22 @@
     python -m experiments.figures --data gtsrb32.zip
 
 Figures 1, 2 and 5 show the data and the triggers. 3 and 4 show a run: that of
-Table 1 at p = 33 %, which is made where it is not there (some forty minutes
+Table 1 at p = 33 %, which is made where it is not there (some fifteen minutes
 on two CPU cores). 6 is drawn from the recorded rows of Table 4. Pictures go to
 ``runs/figures``; those of the data belong to their publishers and not into
 this repository.
 """
 
 import argparse
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import table4
-from experiments.tables import SCHEDULE, read, standard
-from jaxpoison import AmplitudePattern, Dataset, RunConfig, Sticker, load_data, run
+from experiments.tables import command, one_device_per_core, outcome_of, read, standard
+from jaxpoison import AmplitudePattern, Dataset, Sticker, load_data
 from jaxpoison.report.figures import examples
 
 SOURCE, TARGET, SHOWN = 2, 5, 4
@@ -64,9 +61,7 @@ def figure2(data: Dataset) -> Figure:
 
 def figures3and4(options: argparse.Namespace) -> tuple[Figure, Figure]:
     """Poisoned signs, their relevance towards the target, and the pixels that hold 99 % of it."""
-    name, changes = standard(33)
-    config = RunConfig(data=options.data, **changes, **SCHEDULE)
-    outcome = run(config, options.workdir / f"{name}-{config.protocol}", progress=True)
+    outcome = outcome_of(options, *standard(33))
     if outcome.poisoned is None:
         raise RuntimeError("the run has no poisoned images")
     chosen = np.flatnonzero(outcome.poisoned)[:2]
@@ -106,18 +101,14 @@ def figure6(recorded: dict[str, Any]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command(__doc__)
     add = parser.add_argument
-    add("--data", default=os.environ.get("JAXPOISON_GTSRB", "gtsrb"), help="as for jaxpoison run")
-    add("--workdir", type=Path, default=Path("runs"), help="where runs are kept [runs]")
     add("--only", default="1,2,3,4,5,6", help="numbers of figures [%(default)s]")
     options = parser.parse_args()
     wanted = options.only.split(",")
     if unknown := set(wanted) - set("123456"):
         parser.error(f"figures are 1 to 6, found {', '.join(sorted(unknown))}")
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    one_device_per_core()
     found: dict[str, Figure] = {}
     if set(wanted) & set("125"):
         data = load_data(options.data, progress=True).train

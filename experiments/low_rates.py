@@ -1,7 +1,7 @@
 """Why two clusters fail at p = 2 %, and what still tells the poisoned heatmaps apart.
 
 On the run of Table 1 at p = 2 %, which is made where it is not there (some
-forty minutes on two CPU cores; the analysis takes a few):
+fifteen minutes on two CPU cores; the analysis takes a few):
 
     python -m experiments.low_rates --data gtsrb32.zip
 
@@ -12,23 +12,18 @@ error, and poisoned heatmaps have poisoned neighbours. The detectors look at
 none of this; the truth is used throughout.
 """
 
-import argparse
-import os
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from experiments.benchmarks.reporting import machine, record, versions
-from experiments.tables import SCHEDULE, percent, standard
+from experiments.tables import command, one_device_per_core, outcome_of, percent, standard
 from jaxpoison import (
     EntropicGW,
     MeanDistanceClustering,
     MeasureSpaces,
-    RunConfig,
     all_distances,
     barycenters,
     detection_rates,
@@ -36,7 +31,6 @@ from jaxpoison import (
     gw_kmeans,
     measure_spaces,
     quantised,
-    run,
 )
 
 ROUNDS, SIZE, NEIGHBORS, CLEAN = 15, 10, 5, 400
@@ -171,18 +165,12 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command(__doc__)
     add = parser.add_argument
-    add("--data", default=os.environ.get("JAXPOISON_GTSRB", "gtsrb"), help="as for jaxpoison run")
-    add("--workdir", type=Path, default=Path("runs"), help="where runs are kept [runs]")
     add("--rate", type=float, default=2, help="percent of poisoned images [2]")
     options = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    name, changes = standard(options.rate)
-    config = RunConfig(data=options.data, **changes, **SCHEDULE)
-    outcome = run(config, options.workdir / f"{name}-{config.protocol}", progress=True)
+    one_device_per_core()
+    outcome = outcome_of(options, *standard(options.rate))
     if outcome.poisoned is None:
         raise RuntimeError("the run has no poisoned images")
     found = analysed(outcome.relevance.sum(-1), outcome.poisoned)

@@ -5,8 +5,8 @@ in test images.
 
     python -m experiments.table4 --data gtsrb32.zip
 
-Expected: MASR falls from 99 to 26 with the amplitude, HC from 99.7 to 82. A row
-takes about forty minutes on two CPU cores without matrix units, nearly all of it training.
+Expected: MASR falls from 99 to 26 with the amplitude, HC from 99.7 to 82. A row takes
+about fifteen minutes on two CPU cores without matrix units, nearly all of it training.
 """
 
 from experiments.tables import PRINTED, Row, Table, label_consistent, main

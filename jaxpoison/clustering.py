@@ -14,7 +14,12 @@ from sklearn.exceptions import ConvergenceWarning
 from jaxpoison._checks import check_choice, check_integer
 from jaxpoison._progress import Bar
 from jaxpoison.gw.barycenters import barycenters
-from jaxpoison.gw.distances import Distances, distances_to_centers, perturbation_gain
+from jaxpoison.gw.distances import (
+    Distances,
+    distances_to_centers,
+    nearest_couplings,
+    perturbation_gain,
+)
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.parallel import shardings_for
@@ -95,7 +100,9 @@ def gw_kmeans(
             is their number of points.
         solver: How distances are computed; at epsilon 0.02 by default, the paper's is 0.1.
         max_rounds: Most rounds of assignment and update.
-        n_init: Runs from different seeds; the one of least inertia is kept.
+        n_init: Runs from different seeds; the one of least inertia is kept. Those of whole
+            heatmaps compete quantised, where each takes seconds, and the best one's
+            centres start the run on the whole ones.
         random_state: Seed.
         start: Centres to start from, instead of drawn ones; one run is made.
         padded_to: Least number of rows to compute with; sets of heatmaps of different
@@ -116,21 +123,27 @@ def gw_kmeans(
     solver = EntropicGW() if solver is None else solver
     if start is not None:
         n_clusters, n_init = len(start.weights), 1
-    placed = _place(spaces, padded_to)
     key = jax.random.key(random_state)
-    best: GWClusters | None = None
-    with Bar("GW clustering", n_init * (max_rounds + 1), unit="rounds", show=progress) as bar:
-        for seed in np.random.SeedSequence(random_state).spawn(n_init):
-            rng = np.random.default_rng(seed)
-            first = start
-            if first is None:
-                first = _seed(spaces, placed, n_clusters, center_size, solver, rng)
-            bar.advance(1, "seeded")
-            found = _run(spaces, placed, first, solver, max_rounds, key, bar)
-            if best is None or found.inertia < best.inertia:
-                best = found
-    if best is None:
-        raise RuntimeError("no run of k-means was made")
+    seeds = np.random.SeedSequence(random_state).spawn(n_init)
+    whole = isinstance(spaces, MeasureSpaces)
+
+    def least(spaces: Spaces, start: SmallSpaces | None, runs: int) -> GWClusters:
+        """Of several runs, the one of least inertia."""
+        placed = _place(spaces, padded_to)
+        found = []
+        with Bar("GW clustering", runs * (max_rounds + 1), unit="rounds", show=progress) as bar:
+            for seed in seeds[:runs]:
+                first = start
+                if first is None:
+                    rng = np.random.default_rng(seed)
+                    first = _seed(spaces, placed, n_clusters, center_size, solver, rng)
+                bar.advance(1, "seeded")
+                found.append(_run(spaces, placed, first, solver, max_rounds, key, bar))
+        return min(found, key=lambda clusters: clusters.inertia)
+
+    if whole and n_init > 1:
+        start, n_init = least(quantised(spaces, center_size), None, n_init).centers, 1
+    best = least(spaces, start, n_init)
     if (used := len(np.unique(best.labels))) < n_clusters:
         warnings.warn(
             f"only {used} of {n_clusters} clusters have members",
@@ -236,7 +249,7 @@ def _run(
 ) -> GWClusters:
     labels = np.full(len(placed.rows), -1)
     rounds, converged = 0, False
-    found = distances_to_centers(placed.spaces, centers, solver, placed.real)
+    found, plans = nearest_couplings(placed.spaces, centers, solver, placed.real)
     while True:
         distances = placed.of_heatmaps(found.values)
         new = distances.argmin(1)
@@ -247,8 +260,8 @@ def _run(
         if moved == 0 or rounds == max_rounds:
             converged = moved == 0
             break
-        centers, found = gw_round(
-            placed.spaces, placed.real, placed.of_rows(labels), centers, solver
+        centers, found, plans = gw_round(
+            placed.spaces, placed.real, placed.of_rows(labels), centers, plans, solver
         )
         rounds += 1
         bar.advance(1, f"{moved} moved")
@@ -291,8 +304,9 @@ def gw_round(
     real: Bool[Array, " n"],
     labels: Int[Array | np.ndarray, " n"],
     centers: SmallSpaces,
+    plans: Float[Array, "n m p"],
     solver: EntropicGW,
-) -> tuple[SmallSpaces, Distances]:
+) -> tuple[SmallSpaces, Distances, Float[Array, "n m p"]]:
     """One round of k-means: barycentres of the clusters, then distances to them.
 
     Args:
@@ -300,11 +314,15 @@ def gw_round(
         real: Which of them count; the others come last.
         labels: Cluster of every heatmap.
         centers: Centres before; the barycentres are sought from here.
+        plans: Couplings with these.
         solver: How distances are computed.
+
+    Returns:
+        The new centres, the distances to them, and the couplings with the nearest.
     """
     weights = real.astype(spaces.weights.dtype)
-    found, _ = barycenters(spaces, labels, weights, centers.distances, solver)
-    return found, distances_to_centers(spaces, found, solver, real)
+    found, _ = barycenters(spaces, labels, weights, centers.distances, solver, plans=plans)
+    return found, *nearest_couplings(spaces, found, solver, real)
 
 
 def _seed(

@@ -30,7 +30,7 @@ def subset(gtsrb_zip, tmp_path_factory):
 
 def test_finds_the_poisoned_images_of_a_real_class(subset, tmp_path, capsys):
     arguments = ["run", "--data", str(subset), "--workdir", str(tmp_path), "--quiet"]
-    arguments += ["--source", "0", "--target", "1", "--rate", "0.15", "--epochs", "7"]
+    arguments += ["--source", "0", "--target", "1", "--rate", "0.15", "--epochs", "4"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())

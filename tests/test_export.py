@@ -60,6 +60,7 @@ def test_clustering_round(platform):
     def function(weights, labels, distances):
         moved = dataclasses.replace(centers, distances=distances)
         known = MeasureSpaces(weights, spaces.factors, 16, 16)
-        return gw_round(known, jnp.ones(64, bool), labels, moved, EntropicGW())[1].values
+        plans = jnp.full((64, 10, 256), 1 / 2560)
+        return gw_round(known, jnp.ones(64, bool), labels, moved, plans, EntropicGW())[1].values
 
     lowered(function, platform, spaces.weights, jnp.zeros(64, jnp.int32), centers.distances)

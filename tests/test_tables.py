@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import figures, tables
+from experiments import figures, summary, tables
 from jaxpoison import RunConfig
 
 NAMES = ("table1", "table2", "table3", "table4", "table5", "thesis_sizes", "thesis_rates")
@@ -75,7 +75,7 @@ def test_runs_are_summed_up():
     assert "p = 15 %" not in text
 
 
-def test_recorded_rows_are_kept(tmp_path, monkeypatch):
+def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("experiments.benchmarks.reporting.RESULTS", tmp_path)
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     made = []
@@ -93,9 +93,9 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(tables.jax.config, "update", lambda *_: None)
     first, second = (row.name for row in TABLES["table1"].rows[:2])
 
-    def command(*arguments):
-        monkeypatch.setattr("sys.argv", ["table1", "--workdir", str(tmp_path), *arguments])
-        tables.main(TABLES["table1"], "")
+    def command(*arguments, table="table1"):
+        monkeypatch.setattr("sys.argv", [table, "--workdir", str(tmp_path), *arguments])
+        tables.main(TABLES[table], "")
 
     command("--only", second)
     assert made == [(0.15, f"{second}-fast")]
@@ -106,12 +106,19 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch):
     assert "conservation" not in rows[first]["suspected_class"]
     command("--only", second, "--again")
     assert len(made) == 3
-    # A row of another schedule is not one of this table.
-    monkeypatch.setattr(tables, "SCHEDULE", {**tables.SCHEDULE, "epochs": 9})
-    command("--only", first)
-    assert len(made) == 4
+    # Table 5 has the same run among its own.
+    command("--only", first, table="table5")
+    assert len(made) == 3
+    assert list(json.loads((tmp_path / "table5" / "result.json").read_text())["rows"]) == [first]
     with pytest.raises(SystemExit):
         command("--only", "none")
+    assert "no row is called none" in capsys.readouterr().err
+    # A row of another schedule is not one of this table, and is not lost.
+    monkeypatch.setattr(tables, "SCHEDULE", {**tables.SCHEDULE, "epochs": 9})
+    with pytest.raises(SystemExit):
+        command("--only", first)
+    assert "was trained by another schedule" in capsys.readouterr().err
+    assert len(made) == 3
 
 
 def test_success_by_class_is_drawn():
@@ -137,3 +144,10 @@ def test_data_figures_show_every_class(signs):
     assert len(figures.figure2(signs.train).axes) == 6
     titles = [a.get_title() for a in figures.figure5(signs.train).axes if a.get_images()]
     assert titles == [str(c) for c in np.unique(signs.train.labels)]
+
+
+def test_readme_shows_the_recorded_rows():
+    text = summary.README.read_text()
+    shown = text.split(summary.BEGIN)[1].split(summary.END)[0]
+    assert shown == summary.text(), "run python -m experiments.summary"
+    assert shown.count("experiments/results/table1/result.md") >= 1

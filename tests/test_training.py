@@ -52,6 +52,32 @@ def test_learns_and_keeps_the_best_epoch(bright):
     assert (predict(model, bright.images).argmax(-1) == bright.labels).all()
 
 
+def test_muon_moves_kernels_along_all_directions_alike(bright):
+    """Its step for a kernel is near to orthogonal, as large as Adam's; biases take Adam's."""
+    config = dataclasses.replace(CONFIG, optimizer="muon", compute_dtype="float32")
+    model = Small()
+    state, step = training.make_train_step(model, config, 3)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(state.parameters))
+    images, labels = jax.numpy.asarray(bright.images), jax.numpy.asarray(bright.labels)
+    state, _ = step(state, images, labels, jax.numpy.arange(16), jax.random.key(0))
+    after = nnx.to_pure_dict(state.parameters)
+    moved = {
+        layer: (before[layer][name] - np.asarray(after[layer][name])) / config.learning_rate
+        for layer, name in (("conv", "kernel"), ("hidden", "kernel"), ("norm", "bias"))
+    }
+    for kernel in (moved["conv"], moved["hidden"]):
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        strengths = np.linalg.svd(matrix, compute_uv=False)
+        # Newton and Schulz's five steps bring singular values into 0.7 to 1.2; a batch of
+        # 16 images leaves some units without a gradient.
+        strong = strengths[strengths > strengths.max() / 2]
+        assert len(strong) >= 2
+        assert strengths.max() < 1.3 * 0.2 * np.sqrt(max(matrix.shape))
+        assert strong.min() > 0.6 * 0.2 * np.sqrt(max(matrix.shape))
+    # With Nesterov momentum, Adam's first step is the sign of the gradient times this.
+    np.testing.assert_allclose(np.abs(moved["norm"]), 1 + 0.09 / 0.19, rtol=1e-3)
+
+
 def test_devices_do_not_change_the_step(bright, monkeypatch):
     """Two devices with half the batch each make the step of one with all of it."""
     config = dataclasses.replace(CONFIG, compute_dtype="float32")
@@ -175,9 +201,14 @@ def test_protocols():
         20,
     )
     fast = protocol("fast", 34_799)
-    assert (fast.epochs, fast.batch_size, fast.schedule) == (6, 128, "one-cycle")
+    assert (fast.epochs, fast.batch_size, fast.optimizer, fast.schedule) == (
+        2,
+        64,
+        "muon",
+        "one-cycle",
+    )
     small = protocol("fast", 2000)
-    assert (small.epochs, small.batch_size) == (10, 32)
+    assert (small.epochs, small.batch_size) == (5, 32)
     assert protocol("fast", 2000, epochs=3).epochs == 3
     with pytest.raises(ValueError, match="protocol must be one of fast, paper; found 'slow'"):
         protocol("slow", 2000)

@@ -22,7 +22,8 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         mode: ``exact``, or ``quick``: heatmaps are quantised to ``center_size`` points first.
         mass: Share of relevance whose pixels are kept.
         max_rounds: Most rounds of k-means.
-        n_init: Runs from different seeds; the one of least inertia is kept.
+        n_init: Runs from different seeds; the one of least inertia is kept. With one run
+            alone a centre may stay constant, and the split be a bad one.
         random_state: Seed.
         progress: Show a progress bar.
 
@@ -39,7 +40,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         mode: str = "exact",
         mass: float = 0.99,
         max_rounds: int = 20,
-        n_init: int = 1,
+        n_init: int = 10,
         random_state: int = 0,
         progress: bool = False,
     ) -> None:

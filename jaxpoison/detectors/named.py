@@ -20,7 +20,7 @@ DETECTORS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "mean_distance": ("relevance", lambda seed: MeanDistanceClustering(random_state=seed)),
     "heatmap_paper": (
         "relevance",
-        lambda seed: HeatmapClustering(epsilon=PAPER_EPSILON, random_state=seed),
+        lambda seed: HeatmapClustering(epsilon=PAPER_EPSILON, n_init=1, random_state=seed),
     ),
     "heatmap": ("relevance", lambda seed: HeatmapClustering(random_state=seed)),
 }

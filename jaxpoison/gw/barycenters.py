@@ -21,6 +21,13 @@ from jaxpoison.spaces import SmallSpaces, Spaces
 # shrink what remains by this factor or more, all further rounds lead to a constant.
 _NEAR = 0.05
 _SHRINKS = 0.5
+# Change of a coupling that ends its iteration, as in POT's barycentres; POT takes the
+# root of the sum of squares, which is less than the sum of magnitudes. While centres
+# move far, couplings need not be more exact than a share of their move; in the first
+# round, of a move of 0.1.
+_COUPLED = 1e-4
+_INEXACT_SHARE = 0.1
+_FIRST_MOVE = 0.1
 
 
 def barycenters(
@@ -30,6 +37,7 @@ def barycenters(
     start: Float[Array | np.ndarray, "k m m"],
     solver: EntropicGW,
     *,
+    plans: Float[Array, "n m p"] | None = None,
     tolerance: float = 2e-5,
     max_rounds: int = 20,
 ) -> tuple[SmallSpaces, Int[Array, ""]]:
@@ -38,10 +46,11 @@ def barycenters(
     One round couples every heatmap with its own cluster's centre and sets
     ``C <- sum_s lambda_s T_s C_s T_s^T / (q q^T)`` (Peyre, Cuturi, Solomon
     2016, eq. 14, for the square loss). Couplings start from those of the round
-    before. Where further rounds are certain to end in a constant centre, as at
-    a large epsilon, that constant is given at once: near it, a round multiplies
-    the differences between points by ``4 / epsilon * mean Var_p(C p)``, to first
-    order in them. Heatmaps are split over all devices.
+    before, and the first from ``plans``. Where further rounds are certain to end
+    in a constant centre, as at a large epsilon, that constant is given at once:
+    near it, a round multiplies the differences between points by
+    ``4 / epsilon * mean Var_p(C p)``, to first order in them. Heatmaps are split
+    over all devices.
 
     Args:
         spaces: Heatmaps.
@@ -50,6 +59,8 @@ def barycenters(
             out. They need not sum to 1.
         start: Distances of the centres to start from.
         solver: How couplings are found.
+        plans: Couplings to start from, made by
+            :func:`~jaxpoison.gw.distances.nearest_couplings`; by default products.
         tolerance: Largest change of an entry that ends the rounds.
         max_rounds: Most rounds.
 
@@ -57,7 +68,7 @@ def barycenters(
         The centres, and the number of rounds taken. A cluster without members
         keeps its start.
     """
-    return _barycenters(spaces, labels, member_weights, start, solver, tolerance, max_rounds)
+    return _barycenters(spaces, labels, member_weights, plans, start, solver, tolerance, max_rounds)
 
 
 @partial(jax.jit, static_argnames="solver")
@@ -65,31 +76,33 @@ def _barycenters(
     spaces: Spaces,
     labels: Any,
     member_weights: Array,
+    plans: Array | None,
     start: Any,
     solver: EntropicGW,
     tolerance: float,
     max_rounds: int,
 ) -> tuple[SmallSpaces, Array]:
     def local(
-        spaces: LaidOut, labels: Array, member_weights: Array, start: Array
+        spaces: LaidOut, labels: Array, member_weights: Array, plans: Array | None, start: Array
     ) -> tuple[SmallSpaces, Array]:
         return local_barycenters(
-            spaces, labels, member_weights, start, solver, tolerance, max_rounds
+            spaces, labels, member_weights, plans, start, solver, tolerance, max_rounds
         )
 
     return jax.shard_map(
         local,
         mesh=mesh_for(len(spaces), jax.devices()),
-        in_specs=(P(BATCH), P(BATCH), P(BATCH), P()),
+        in_specs=(P(BATCH), P(BATCH), P(BATCH), P(BATCH), P()),
         out_specs=P(),
         check_vma=False,
-    )(laid_out(spaces), labels, member_weights, start)
+    )(laid_out(spaces), labels, member_weights, plans, start)
 
 
 def local_barycenters(
     spaces: LaidOut,
     labels: Int[Array, " n"],
     member_weights: Float[Array, " n"],
+    plans: Float[Array, "n m p"] | None,
     start: Float[Array, "k m m"],
     solver: EntropicGW,
     tolerance: float | Array,
@@ -113,15 +126,21 @@ def local_barycenters(
     # Near a constant centre, rounds shrink its points' differences by this factor.
     contraction = 4 / solver.epsilon * mean_of(known.spread**2).max()
 
-    def closed(centers: Array, plans: Array) -> tuple[Array, Array]:  # noqa: ARG001
+    def closed(
+        centers: Array,  # noqa: ARG001
+        plans: Array,
+        moved: Array,  # noqa: ARG001
+    ) -> tuple[Array, Array]:
         """Under the product coupling all of a centre's points see the mean distance."""
         return jnp.broadcast_to(mean_of(known.mean)[:, None, None], (k, m, m)), plans
 
-    def iterated(centers: Array, plans: Array) -> tuple[Array, Array]:
+    def iterated(centers: Array, plans: Array, moved: Array) -> tuple[Array, Array]:
+        tolerance = jnp.maximum(_COUPLED, _INEXACT_SHARE * jnp.minimum(moved, _FIRST_MOVE))
+
         def group(some: LaidOut, labels: Array, plans: Array, count: Array) -> tuple[Array, Array]:
             masses = jnp.broadcast_to(uniform, (len(some), m))
             problems = Problems(some, SmallSpaces(centers[labels], masses))
-            new = solve(problems, solver, count, plans).plans
+            new = solve(problems, solver, count, plans, tolerance).plans
 
             def seen(row: tuple[LaidOut, Array]) -> Array:
                 space, plan = jax.tree.map(lambda x: x[None], row)
@@ -134,11 +153,11 @@ def local_barycenters(
         return mean_of(parts) * m**2, plans
 
     def advance(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        centers, plans, rounds, _ = state
+        centers, plans, rounds, moved = state
         spreads = jax.vmap(center_spread, (0, None))(centers, uniform)
         change = product_change(widest, jnp.where(totals > 0, spreads, 0).max(), solver.epsilon)
         constant = (change <= solver.tolerance) | ((change <= _NEAR) & (contraction <= _SHRINKS))
-        new, plans = jax.lax.cond(constant, closed, iterated, centers, plans)
+        new, plans = jax.lax.cond(constant, closed, iterated, centers, plans, moved)
         new = jnp.where((totals > 0)[:, None, None], new, centers)
         return new, plans, rounds + 1, jnp.abs(new - centers).max()
 
@@ -146,8 +165,9 @@ def local_barycenters(
         _, _, rounds, change = state
         return (rounds < max_rounds) & (change > tolerance)
 
-    masses = jnp.broadcast_to(uniform, (len(labels), m))
-    everyone = Problems(spaces, SmallSpaces(start[labels], masses))
-    first = (start, product_plans(everyone), jnp.int32(0), jnp.asarray(jnp.inf, start.dtype))
+    if plans is None:
+        masses = jnp.broadcast_to(uniform, (len(labels), m))
+        plans = product_plans(Problems(spaces, SmallSpaces(start[labels], masses)))
+    first = (start, plans, jnp.int32(0), jnp.asarray(jnp.inf, start.dtype))
     found, _, rounds, _ = jax.lax.while_loop(unfinished, advance, first)
     return SmallSpaces(found, jnp.broadcast_to(uniform, (k, m))), rounds

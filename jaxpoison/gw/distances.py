@@ -19,7 +19,7 @@ from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import SmallSpaces, Spaces
 
 # Plans of so many heatmaps are in memory at once on each device.
-_GROUP = 512
+_GROUP = 1024
 
 
 @jax.tree_util.register_dataclass
@@ -108,7 +108,29 @@ def distances_to_centers(
             every device; they cost nothing, and what they get means nothing.
     """
     everyone = np.ones(len(spaces), bool) if real is None else real
-    return _distances(spaces, everyone, centers, EntropicGW() if solver is None else solver)
+    solver = EntropicGW() if solver is None else solver
+    return _distances(spaces, everyone, centers, solver, False)[0]
+
+
+def nearest_couplings(
+    spaces: Spaces, centers: SmallSpaces, solver: EntropicGW, real: Bool[Array, " n"]
+) -> tuple[Distances, Float[Array, "n m p"]]:
+    """Distances of all heatmaps to all centres, and the couplings with the nearest ones.
+
+    Args:
+        spaces: Heatmaps.
+        centers: Centres.
+        solver: How the problem is solved.
+        real: Which rows are heatmaps, as for :func:`distances_to_centers`.
+
+    Returns:
+        The distances, and the plans, from which :func:`~jaxpoison.barycenters` can start;
+        they stay on the devices that hold the heatmaps.
+    """
+    found, plans = _distances(spaces, real, centers, solver, True)
+    if plans is None:
+        raise RuntimeError("couplings were asked for, and are missing")
+    return found, plans
 
 
 def perturbation_gain(
@@ -170,55 +192,79 @@ def _ranked(
     return ends - masses, ends
 
 
-@partial(jax.jit, static_argnames="solver")
-def _distances(spaces: Spaces, real: Any, centers: SmallSpaces, solver: EntropicGW) -> Distances:
-    def local(spaces: LaidOut, real: Array, centers: SmallSpaces) -> Distances:
-        found = local_distances(spaces, real, centers, solver)
-        return jax.lax.all_gather(found, BATCH, tiled=True)
+@partial(jax.jit, static_argnames=("solver", "coupled"))
+def _distances(
+    spaces: Spaces, real: Any, centers: SmallSpaces, solver: EntropicGW, coupled: bool
+) -> tuple[Distances, Array | None]:
+    def local(spaces: LaidOut, real: Array, centers: SmallSpaces) -> tuple[Distances, Array | None]:
+        found, plans = local_distances(spaces, real, centers, solver, coupled)
+        return jax.lax.all_gather(found, BATCH, tiled=True), plans
 
     return jax.shard_map(
         local,
         mesh=mesh_for(len(spaces), jax.devices()),
         in_specs=(P(BATCH), P(BATCH), P()),
-        out_specs=P(),
+        out_specs=(P(), P(BATCH)),
         check_vma=False,
     )(laid_out(spaces), real, centers)
 
 
 def local_distances(
-    spaces: LaidOut, real: Bool[Array, " n"], centers: SmallSpaces, solver: EntropicGW
-) -> Distances:
-    """Distances of this device's heatmaps; those that are not real come last and cost nothing."""
+    spaces: LaidOut,
+    real: Bool[Array, " n"],
+    centers: SmallSpaces,
+    solver: EntropicGW,
+    coupled: bool,
+) -> tuple[Distances, Float[Array, "n m p"] | None]:
+    """Distances of this device's heatmaps; those that are not real come last and cost nothing.
+
+    With ``coupled``, the plans to the nearest centres come too.
+    """
     known = moments(spaces)
     n = len(spaces)
+    weights = jnp.asarray(spaces.weights)
 
-    def closed(center: Array, q: Array) -> tuple[Array, Array, Array]:
+    def closed(center: Array, q: Array) -> tuple[Array, Array, Array, Array | None]:
         of_center = q @ center @ q
         values = known.squares - 2 * known.mean * of_center + q @ center**2 @ q
-        return values, jnp.zeros(n), jnp.ones(n, bool)
+        plans = q[:, None] * weights[:, None] if coupled else None
+        return values, jnp.zeros(n), jnp.ones(n, bool), plans
 
-    def iterated(center: Array, q: Array) -> tuple[Array, Array, Array]:
-        def group(some: LaidOut, count: Array) -> tuple[Array, Array, Array]:
+    def iterated(center: Array, q: Array) -> tuple[Array, Array, Array, Array | None]:
+        def group(some: LaidOut, count: Array) -> tuple[Array, Array, Array, Array | None]:
             many = len(some)
             centers = jnp.broadcast_to(center, (many, *center.shape))
             problems = Problems(some, SmallSpaces(centers, jnp.broadcast_to(q, (many, *q.shape))))
             plans = solve(problems, solver, count)
             found = measure(problems, plans.plans, solver.width(some.weights.shape[1]))
-            return found.values, found.information, plans.converged
+            kept = plans.plans if coupled else None
+            return found.values, found.information, plans.converged, kept
 
         return in_groups(group, (spaces,), real)
 
-    def one(arrays: tuple[Array, Array]) -> Distances:
+    def one(nearest: Any, arrays: tuple[Array, Array]) -> tuple[Any, Distances]:
         center, q = arrays
         change = product_change(known.spread, center_spread(center, q), solver.epsilon)
         product = change <= solver.tolerance
         # All devices go the same way, since they wait for each other on it.
         everywhere = jax.lax.pmin((product | ~real).all().astype(jnp.int32), BATCH) == 1
-        values, information, converged = jax.lax.cond(everywhere, closed, iterated, center, q)
-        return Distances(values, information, converged, product)
+        values, information, converged, plans = jax.lax.cond(
+            everywhere, closed, iterated, center, q
+        )
+        if coupled:
+            least, kept = nearest
+            nearer = values < least
+            kept = jnp.where(nearer[:, None, None], plans, kept)
+            nearest = jnp.where(nearer, values, least), kept
+        return nearest, Distances(values, information, converged, product)
 
-    by_center = jax.lax.map(one, (centers.distances, centers.weights))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_center)
+    none = None
+    if coupled:
+        shape = (n, centers.weights.shape[-1], weights.shape[-1])
+        none = jnp.full(n, jnp.inf, weights.dtype), jnp.zeros(shape, weights.dtype)
+    nearest, by_center = jax.lax.scan(one, none, (centers.distances, centers.weights))
+    found = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_center)
+    return found, nearest[1] if coupled else None
 
 
 def in_groups(
@@ -226,8 +272,9 @@ def in_groups(
 ) -> PyTree:
     """Applies a function to groups of rows, one after the other.
 
-    Devices wait for each other after every group: XLA takes a device that comes
-    to a collective operation a minute after the others for dead.
+    Groups without a real row cost nothing, and give zeros. Devices wait for each
+    other after every group: XLA takes a device that comes to a collective
+    operation a minute after the others for dead.
 
     Args:
         function: Takes the arrays' rows of one group and the number of those
@@ -243,14 +290,19 @@ def in_groups(
         x = jnp.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:])))
         return x.reshape(-1, size, *x.shape[1:])
 
+    counts = grouped(real.astype(jnp.int32)).sum(1)
+    groups = (*jax.tree.map(grouped, arrays), counts)
+    result = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], groups))
+
+    def nothing(*_: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
+
     def one(arrived: Array, group: tuple[PyTree, ...]) -> tuple[Array, PyTree]:
-        found = function(*group)
+        found = jax.lax.cond(group[-1] > 0, function, nothing, *group)
         # Depends on the result, so that it is not sent before; never negative.
         ready = jnp.isnan(jax.tree.leaves(found)[0]).any().astype(jnp.int32)
         return arrived + jax.lax.psum(ready, BATCH), found
 
-    counts = grouped(real.astype(jnp.int32)).sum(1)
-    groups = (*jax.tree.map(grouped, arrays), counts)
     arrived, found = jax.lax.scan(one, jnp.int32(0), groups)
     return jax.tree.map(
         lambda x: jnp.where(arrived >= 0, x.reshape(-1, *x.shape[2:])[:n], 0).astype(x.dtype), found

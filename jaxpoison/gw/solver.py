@@ -140,6 +140,7 @@ def solve(
     solver: EntropicGW,
     count: Int[Array, ""] | int,
     start: Float[Array, "n m p"] | None = None,
+    tolerance: Float[Array, ""] | None = None,
 ) -> Plans:
     """Solves the first ``count`` problems; the others keep their start.
 
@@ -148,7 +149,11 @@ def solve(
         solver: How.
         count: How many problems there are; the rest is padding.
         start: Plans to start from; by default the products of the marginals.
+        tolerance: In place of the solver's, where it is larger.
     """
+    asked = jnp.asarray(solver.tolerance)
+    if tolerance is not None:
+        asked = jnp.maximum(asked, tolerance)
     n, pixels = problems.spaces.weights.shape
     points = problems.centers.weights.shape[-1]
     size = min(solver.width(pixels), n)
@@ -162,7 +167,7 @@ def solve(
         slots, found = state
         here = problems.take(jnp.minimum(slots.problem, n - 1))
         plan, potential, error = _inner_step(here, slots.plan, slots.potential, solver.epsilon)
-        tolerance = jnp.maximum(solver.tolerance, _resolution(here, solver.epsilon))
+        tolerance = jnp.maximum(asked, _resolution(here, solver.epsilon))
         change = jnp.abs(plan - slots.plan).sum((1, 2))
         # While plans still move far, their marginals need not hold to the last digit.
         solved = error <= jnp.maximum(tolerance, INEXACT * change)

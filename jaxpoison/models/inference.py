@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,25 +31,34 @@ def parameter_count(model: nnx.Module) -> int:
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def pure(model: nnx.Module) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
-    """A model in evaluation mode as a pure function, and its state.
+@dataclass(frozen=True)
+class PureModel:
+    """A model as a pure function of its state; equal ones share compilations.
+
+    Attributes:
+        graph: What the model is made of, without arrays.
+    """
+
+    graph: nnx.GraphDef
+
+    def __call__(self, state: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        """Logits from the model's state and images in [0, 1]."""
+        return nnx.merge(self.graph, state)(images)
+
+
+def pure(model: nnx.Module) -> tuple[PureModel, PyTree]:
+    """A model in evaluation mode as a pure function, and the state it takes.
 
     Args:
         model: Takes images in [0, 1], gives logits.
-
-    Returns:
-        A function from the state and images ``[n, h, w, c]`` in [0, 1] to logits
-        ``[n, classes]``, and the state.
     """
-    graphdef, state = nnx.split(evaluation_view(model))
-    return lambda state, images: nnx.merge(graphdef, state)(images), state
+    graph, state = nnx.split(evaluation_view(model))
+    return PureModel(graph), state
 
 
 @partial(jax.jit, static_argnums=0)
-def _logits(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
-    return over_devices(lambda state, x: nnx.merge(graphdef, state)(x))(
-        state, images.astype(jnp.float32) / 255
-    )
+def _logits(network: PureModel, state: PyTree, images: Array) -> Array:
+    return over_devices(network)(state, images.astype(jnp.float32) / 255)
 
 
 def predict(
@@ -66,9 +76,9 @@ def predict(
         batch_size: Images per call.
         progress: Title of a progress bar; none is shown without it.
     """
-    graphdef, state = nnx.split(evaluation_view(model))
+    network, state = pure(model)
     return map_batches(
-        partial(_logits, graphdef), state, images, batch_size=batch_size, progress=progress
+        partial(_logits, network), state, images, batch_size=batch_size, progress=progress
     )
 
 
