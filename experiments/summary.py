@@ -45,8 +45,10 @@ def text() -> str:
     lines += [
         "",
         f"ACC in percent; one network a row, {SCHEDULE['epochs']} epochs at batch "
-        f"{SCHEDULE['batch_size']}. † The paper's figures of this row do not add up.",
+        f"{SCHEDULE['batch_size']}.",
     ]
+    if any("†" in line for line in lines):
+        lines.append("† The paper's figures of this row do not add up.")
     return "\n".join(lines) + "\n"
 
 
