@@ -48,6 +48,7 @@ from jaxpoison.models.inception import CompactInception
 from jaxpoison.models.inference import layer_outputs, predict, pure
 from jaxpoison.models.resnet import ResNet18
 from jaxpoison.pipeline import RunOutcome, explain_all, run
+from jaxpoison.retraining import ExclusiveRetraining, exclusive_retraining, repair
 from jaxpoison.screening import cluster_classes
 from jaxpoison.separation import Separation, separation
 from jaxpoison.spaces import MeasureSpaces, SmallSpaces, measure_spaces
@@ -64,6 +65,7 @@ __all__ = [
     "DetectionRates",
     "Distances",
     "EntropicGW",
+    "ExclusiveRetraining",
     "Explanation",
     "GWClusters",
     "Gradient",
@@ -98,6 +100,7 @@ __all__ = [
     "conservation",
     "detection_rates",
     "distances_to_centers",
+    "exclusive_retraining",
     "explain",
     "explain_all",
     "fit",
@@ -117,6 +120,7 @@ __all__ = [
     "pure",
     "quantised",
     "relevance_function",
+    "repair",
     "run",
     "save_model",
     "separation",

@@ -24,6 +24,7 @@ from jaxpoison.models.inference import layer_outputs, parameter_count, predict
 from jaxpoison.preparation import prepare, train_model
 from jaxpoison.results import config_record, csv_text, result_record, suspects_table
 from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
+from jaxpoison.training import TrainConfig
 
 _BALANCED_IMAGES = 64
 # Images per stage of explain_all.
@@ -38,6 +39,7 @@ class RunOutcome:
         result: The content of ``result.json``.
         data: The data the network was trained on, with the truth about them
             if there was an attack.
+        model: The network.
         suspected: Indices of the searched class's training images.
         relevance: Their relevance towards their label.
         detections: What each detector found.
@@ -46,6 +48,7 @@ class RunOutcome:
 
     result: dict[str, Any]
     data: PoisonedSplits | Splits
+    model: nnx.Module
     suspected: np.ndarray
     relevance: np.ndarray
     detections: dict[str, Detection]
@@ -80,9 +83,31 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
         FileNotFoundError: There are no data at the given path.
     """
     work = WorkDirectory(workdir)
-    data, splits, settings = prepare(config, work, progress)
+    data, _, settings = prepare(config, work, progress)
     write_json(workdir / "config.json", {"schema": SCHEMA, **config_record(config, settings)})
+    outcome = search(config, data, settings, work, progress)
+    write_json(workdir / "result.json", outcome.result)
+    write_text(workdir / "suspects.csv", suspects_table(outcome))
+    return outcome
 
+
+def search(
+    config: RunConfig,
+    data: PoisonedSplits | Splits,
+    settings: TrainConfig,
+    work: WorkDirectory,
+    progress: bool,
+) -> RunOutcome:
+    """Trains a network on given data, judges it, and searches the target class.
+
+    Args:
+        config: Which network, attribution and detectors.
+        data: What to train on; the truth is used by the attack's success rate alone.
+        settings: How to train.
+        work: Where the stages are kept.
+        progress: Show progress bars.
+    """
+    splits = data.splits if isinstance(data, PoisonedSplits) else data
     model, trained = train_model(config.model, settings, splits, work, progress)
     evaluated = work.stage(
         "evaluate",
@@ -107,17 +132,15 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
         )
     detections = {name: _detection_of(stage) for name, stage in detected.items()}
     stages = {"train": trained, "evaluate": evaluated, "explain": explained, **detected}
-    outcome = RunOutcome(
+    return RunOutcome(
         result_record(config, settings, data, suspected, stages, detections),
         data,
+        model,
         suspected,
         explained.arrays["relevance"],
         detections,
         trained.values["epochs"],
     )
-    write_json(workdir / "result.json", outcome.result)
-    write_text(workdir / "suspects.csv", suspects_table(outcome))
-    return outcome
 
 
 def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> Path:

@@ -47,10 +47,11 @@ def prepare(
     check_class("target", config.target, clean.train.num_classes)
     data = _attack(config, clean, work, progress)
     splits = data.splits if isinstance(data, PoisonedSplits) else data
-    return data, splits, _settings(config, splits, config.seed)
+    return data, splits, settings_for(config, splits, config.seed)
 
 
-def _settings(config: RunConfig, splits: Splits, seed: int) -> TrainConfig:
+def settings_for(config: RunConfig, splits: Splits, seed: int) -> TrainConfig:
+    """How a configuration trains on given data."""
     return protocol(
         config.protocol,
         len(splits.train),
@@ -104,7 +105,7 @@ def _perturb(
     labels: np.ndarray,
 ) -> np.ndarray:
     """Images perturbed by a second network, trained once on the clean data and cached."""
-    settings = _settings(config, clean, _SURROGATE_SEED)
+    settings = settings_for(config, clean, _SURROGATE_SEED)
     surrogate = _training_key(config.model, settings, clean)
 
     def make() -> Made:

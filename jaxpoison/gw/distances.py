@@ -262,7 +262,8 @@ def local_distances(
     if coupled:
         shape = (n, centers.weights.shape[-1], weights.shape[-1])
         none = jnp.full(n, jnp.inf, weights.dtype), jnp.zeros(shape, weights.dtype)
-    nearest, by_center = jax.lax.scan(one, none, (centers.distances, centers.weights))
+    arrays = jnp.asarray(centers.distances), jnp.asarray(centers.weights)
+    nearest, by_center = jax.lax.scan(one, none, arrays)
     found = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_center)
     return found, nearest[1] if coupled else None
 

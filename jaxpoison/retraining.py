@@ -1,0 +1,190 @@
+"""Training again without the suspects, until they prove clean."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxpoison._checks import check_choice, check_integer
+from jaxpoison._files import write_json, write_text
+from jaxpoison.attacks.poisoned import PoisonedSplits
+from jaxpoison.config import RunConfig
+from jaxpoison.datasets.dataset import Dataset, Splits
+from jaxpoison.detectors.named import DETECTORS
+from jaxpoison.models.inference import predict
+from jaxpoison.pipeline import RunOutcome, search
+from jaxpoison.preparation import prepare, settings_for
+from jaxpoison.results import csv_text
+from jaxpoison.stages import SCHEMA, WorkDirectory
+
+
+@dataclass(frozen=True)
+class ExclusiveRetraining:
+    """What a network that was trained without some images of a class calls them.
+
+    Attributes:
+        as_label: How many it classifies as their label, *l*.
+        as_other: How many as the other class that most are classified as, *q*.
+        other: That class; ``None`` if all are classified as their label.
+    """
+
+    as_label: int
+    as_other: int
+    other: int | None
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether l / q is below 1: more of them look like another class."""
+        return self.as_label < self.as_other
+
+
+def exclusive_retraining(logits: Float[np.ndarray, "n classes"], label: int) -> ExclusiveRetraining:
+    """Judges images by a network that has not seen them (Chen et al. 2018; Schulth's thesis).
+
+    Args:
+        logits: Of that network, for the images.
+        label: Their label.
+
+    Raises:
+        ValueError: There are no images.
+    """
+    if not len(logits):
+        raise ValueError("exclusive retraining needs at least one image, found none")
+    counts = np.bincount(logits.argmax(-1), minlength=logits.shape[-1])
+    as_label = int(counts[label])
+    counts[label] = 0
+    other = int(counts.argmax()) if counts.any() else None
+    return ExclusiveRetraining(as_label, int(counts.max()), other)
+
+
+def repair(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    detector: str = "heatmap",
+    max_rounds: int = 5,
+    progress: bool = False,
+) -> Path:
+    """Takes out what a detector suspects and trains again, until the suspects prove clean.
+
+    Every round trains a network without the suspects of the one before, and lets
+    it classify them. If it calls more of them one other class than their label,
+    they stay out, and the target class is searched again; otherwise they were
+    clean, go back in, and the network before was the last. Validation images,
+    poisoned or not, are left as they are. Finished rounds are read from the work
+    directory, not trained again.
+
+    Leaves ``repair.json``, ``removed.csv`` and ``kept.csv``: ids and labels of the
+    training images that were taken out, and of the others.
+
+    Args:
+        config: What to run; the class searched is its target.
+        workdir: Where results and stages are kept; that of a run serves.
+        detector: Whose suspects are taken out.
+        max_rounds: Most trainings after the first.
+        progress: Show progress bars.
+
+    Returns:
+        The path of ``repair.json``.
+
+    Raises:
+        TypeError: ``max_rounds`` is not an integer.
+        ValueError: There is no such detector, ``max_rounds`` is below 1, or the
+            configuration does not fit the data.
+        FileNotFoundError: There are no data at the given path.
+    """
+    check_choice("detector", detector, DETECTORS)
+    check_integer("max_rounds", max_rounds, at_least=1)
+    config = dataclasses.replace(config, detectors=(detector,))
+    work = WorkDirectory(workdir)
+    data, splits, settings = prepare(config, work, progress)
+    whole = splits.train
+    outcome = search(config, data, settings, work, progress)
+    rounds = [_judged(outcome)]
+    removed = np.zeros(len(whole), bool)
+    proved_clean = False
+    while len(rounds) <= max_rounds and not proved_clean:
+        taken = np.zeros(len(outcome.splits.train), bool)
+        taken[outcome.suspected[outcome.detections[detector].suspects]] = True
+        suspects = outcome.splits.train.take(taken)
+        without = _without(outcome.data, taken)
+        parts = without.splits if isinstance(without, PoisonedSplits) else without
+        following = search(
+            config,
+            without,
+            settings_for(config, parts, config.seed),
+            WorkDirectory(workdir / "repair" / f"round-{len(rounds)}"),
+            progress,
+        )
+        found = exclusive_retraining(predict(following.model, suspects.images), config.target)
+        rounds[-1]["suspects"] = _suspects(outcome, taken, found)
+        rounds.append(_judged(following))
+        if found.poisoned:
+            removed[np.flatnonzero(~removed)[taken]] = True
+            outcome = following
+        else:
+            proved_clean = True
+    output = workdir / "repair.json"
+    write_text(workdir / "removed.csv", _listed(whole, removed))
+    write_text(workdir / "kept.csv", _listed(whole, ~removed))
+    write_json(
+        output,
+        {
+            "schema": SCHEMA,
+            "detector": detector,
+            "removed": int(removed.sum()),
+            "suspects_proved_clean": proved_clean,
+            "before": rounds[0],
+            "after": _judged(outcome),
+            "networks": rounds,
+        },
+    )
+    return output
+
+
+def _judged(outcome: RunOutcome) -> dict[str, Any]:
+    """A network's accuracy, and the attack's success with it."""
+    attack = outcome.result["attack"]
+    return {
+        "training_images": len(outcome.splits.train),
+        "poisoned_images": None if outcome.poisoned is None else int(outcome.poisoned.sum()),
+        "test_accuracy": outcome.result["model"]["test_accuracy"],
+        "asr": attack["asr"],
+        "masr": attack["masr"],
+        "suspects": None,
+    }
+
+
+def _suspects(
+    outcome: RunOutcome, taken: Bool[np.ndarray, " n"], found: ExclusiveRetraining
+) -> dict[str, Any]:
+    poisoned = None
+    if isinstance(outcome.data, PoisonedSplits):
+        poisoned = int(outcome.data.poisoned[taken].sum())
+    return {
+        "images": int(taken.sum()),
+        "poisoned_images": poisoned,
+        "as_label": found.as_label,
+        "as_other": found.as_other,
+        "other": found.other,
+        "called_poisoned": found.poisoned,
+    }
+
+
+def _without(data: PoisonedSplits | Splits, taken: Bool[np.ndarray, " n"]) -> Any:
+    """The data without some training images."""
+    if isinstance(data, PoisonedSplits):
+        return dataclasses.replace(
+            data, splits=_without(data.splits, taken), poisoned=data.poisoned[~taken]
+        )
+    return Splits(data.train.take(~taken), data.validation, data.test)
+
+
+def _listed(data: Dataset, chosen: Bool[np.ndarray, " n"]) -> str:
+    rows = [(data.ids[i], int(data.labels[i])) for i in np.flatnonzero(chosen)]
+    return csv_text(("id", "label"), rows)

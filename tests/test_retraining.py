@@ -1,0 +1,112 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from jaxpoison import (
+    Dataset,
+    Detection,
+    ExclusiveRetraining,
+    PoisonedSplits,
+    RunConfig,
+    RunOutcome,
+    Splits,
+    exclusive_retraining,
+    repair,
+    retraining,
+)
+
+TARGET, SOURCE = 1, 0
+
+
+def test_images_that_look_like_another_class_are_poisoned():
+    logits = np.eye(4)[[2, 2, 2, 1, 1, 3]]
+    assert exclusive_retraining(logits, 1) == ExclusiveRetraining(2, 3, 2)
+    assert exclusive_retraining(logits, 1).poisoned
+    # As many one way as the other: not below 1.
+    assert not exclusive_retraining(logits[1:], 1).poisoned
+    assert exclusive_retraining(np.eye(4)[[1, 1]], 1) == ExclusiveRetraining(2, 0, None)
+    with pytest.raises(ValueError, match="at least one image, found none"):
+        exclusive_retraining(np.zeros((0, 4)), 1)
+
+
+@pytest.fixture
+def attacked():
+    """Images whose colour is what they look like; six poisoned ones in the target class."""
+    looks = np.array([SOURCE] * 10 + [TARGET] * 20 + [SOURCE] * 6)
+    labels = np.array([SOURCE] * 10 + [TARGET] * 26)
+    images = np.broadcast_to(looks[:, None, None, None], (36, 8, 8, 3)).astype(np.uint8)
+    train = Dataset.from_arrays(images, labels)
+    few = train.take(np.arange(2))
+    splits = Splits(train, few, few)
+    return PoisonedSplits(splits, np.arange(36) >= 30, few, SOURCE, TARGET)
+
+
+@pytest.fixture
+def searched(attacked, monkeypatch):
+    """Searches that suspect given images, by id; networks that see colours."""
+    suspected_ids = [{"30", "31", "32", "33", "12"}, {"34", "35"}, {"13", "14", "15"}]
+    trained_on = []
+
+    def search(config, data, settings, work, progress):
+        train = data.splits.train
+        found = suspected_ids[min(len(trained_on), 2)]
+        trained_on.append((work.path.name, train.ids))
+        suspected = np.flatnonzero(train.labels == TARGET)
+        labels = np.array([train.ids[i] in found for i in suspected]).astype(int)
+        result = {
+            "model": {"test_accuracy": 0.97},
+            "attack": {"asr": data.poisoned.mean(), "masr": None},
+        }
+        detection = Detection(labels, labels.astype(float), 0.0, True, {})
+        return RunOutcome(
+            result, data, None, suspected, np.zeros(0), {config.detectors[0]: detection}, []
+        )
+
+    monkeypatch.setattr(retraining, "search", search)
+    monkeypatch.setattr(retraining, "prepare", lambda config, *_: (attacked, attacked.splits, None))
+    monkeypatch.setattr(
+        retraining, "predict", lambda _, images: np.eye(2)[images[:, 0, 0, 0].astype(int)]
+    )
+    return trained_on
+
+
+def test_suspects_stay_out_until_they_prove_clean(searched, tmp_path):
+    found = json.loads(repair(RunConfig(target=TARGET), tmp_path).read_text())
+    assert [name for name, _ in searched] == [tmp_path.name, "round-1", "round-2", "round-3"]
+    assert [len(ids) for _, ids in searched] == [36, 31, 29, 26]
+    assert found["suspects_proved_clean"]
+    assert found["removed"] == 7
+    assert (found["before"]["poisoned_images"], found["after"]["poisoned_images"]) == (6, 0)
+    assert (found["before"]["training_images"], found["after"]["training_images"]) == (36, 29)
+    assert found["networks"][0]["suspects"] == {
+        "images": 5,
+        "poisoned_images": 4,
+        "as_label": 1,
+        "as_other": 4,
+        "other": SOURCE,
+        "called_poisoned": True,
+    }
+    assert not found["networks"][2]["suspects"]["called_poisoned"]
+    with (tmp_path / "removed.csv").open(newline="") as file:
+        assert {row["id"] for row in csv.DictReader(file)} == {"12", *map(str, range(30, 36))}
+    with (tmp_path / "kept.csv").open(newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert len(kept) == 29
+    assert kept[0] == {"id": "0", "label": "0"}
+
+
+def test_rounds_are_bounded(searched, tmp_path):
+    found = json.loads(repair(RunConfig(target=TARGET), tmp_path, max_rounds=1).read_text())
+    assert len(searched) == 2
+    assert (found["removed"], found["suspects_proved_clean"]) == (5, False)
+    assert found["after"]["poisoned_images"] == 2
+
+
+def test_options_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="detector must be one of .* found 'magic'"):
+        repair(RunConfig(), tmp_path, detector="magic")
+    with pytest.raises(ValueError, match="max_rounds"):
+        repair(RunConfig(), tmp_path, max_rounds=0)
+    assert not list(tmp_path.iterdir())
