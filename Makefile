@@ -20,6 +20,7 @@ paper: $(VENV)/.installed
 	for table in table1 table2 table3 table4 table5; do \
 	  $(BIN)/python -m experiments.$$table $(ARGS) || exit 1; \
 	done
+	$(BIN)/python -m experiments.summary
 	$(BIN)/python -m experiments.figures $(ARGS)
 
 clean:

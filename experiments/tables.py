@@ -197,7 +197,7 @@ def main(table: Table, description: str | None) -> None:
     for row in table.rows:
         if row.name not in wanted or (row.name in recorded and not options.again):
             continue
-        made = None if options.again else elsewhere(row.name, schedule)
+        made = None if options.again else elsewhere(row.name, options.data, schedule)
         if made is None:
             print(f"{table.name}: {row.title}", flush=True)
             made = trimmed(outcome_of(options, row.name, row.options, schedule).result)
@@ -217,11 +217,12 @@ def of_schedule(found: Mapping[str, Any], schedule: Mapping[str, Any]) -> bool:
     return all(found["config"][k] == value for k, value in schedule.items())
 
 
-def elsewhere(row: str, schedule: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The same run, if another table has recorded it."""
+def elsewhere(row: str, data: str, schedule: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same run, if another of the tables 1 to 5 has recorded it."""
     for path in sorted(RESULTS.glob("table*/result.json")):
         found = json.loads(path.read_text())["rows"].get(row)
-        if found is not None and of_schedule(found, schedule):
+        same = found is not None and found["config"]["data"] == Path(data).name
+        if same and of_schedule(found, schedule):
             return found
     return None
 

@@ -102,7 +102,9 @@ def gw_kmeans(
         max_rounds: Most rounds of assignment and update.
         n_init: Runs from different seeds; the one of least inertia is kept. Those of whole
             heatmaps compete quantised, where each takes seconds, and the best one's
-            centres start the run on the whole ones.
+            labels start the run on the whole ones. Its centres do not, since one that has
+            become constant would stay so: barycentres are sought from the members
+            nearest to them.
         random_state: Seed.
         start: Centres to start from, instead of drawn ones; one run is made.
         padded_to: Least number of rows to compute with; sets of heatmaps of different
@@ -125,9 +127,10 @@ def gw_kmeans(
         n_clusters, n_init = len(start.weights), 1
     key = jax.random.key(random_state)
     seeds = np.random.SeedSequence(random_state).spawn(n_init)
-    whole = isinstance(spaces, MeasureSpaces)
 
-    def least(spaces: Spaces, start: SmallSpaces | None, runs: int) -> GWClusters:
+    def least(
+        spaces: Spaces, start: SmallSpaces | None, labels: np.ndarray | None, runs: int
+    ) -> GWClusters:
         """Of several runs, the one of least inertia."""
         placed = _place(spaces, padded_to)
         found = []
@@ -138,12 +141,15 @@ def gw_kmeans(
                     rng = np.random.default_rng(seed)
                     first = _seed(spaces, placed, n_clusters, center_size, solver, rng)
                 bar.advance(1, "seeded")
-                found.append(_run(spaces, placed, first, solver, max_rounds, key, bar))
+                found.append(_run(spaces, placed, first, labels, solver, max_rounds, key, bar))
         return min(found, key=lambda clusters: clusters.inertia)
 
-    if whole and n_init > 1:
-        start, n_init = least(quantised(spaces, center_size), None, n_init).centers, 1
-    best = least(spaces, start, n_init)
+    labels = None
+    if isinstance(spaces, MeasureSpaces) and n_init > 1:
+        small = quantised(spaces, center_size)
+        winner = least(small, None, None, n_init)
+        start, labels, n_init = _nearest_members(small, winner), winner.labels, 1
+    best = least(spaces, start, labels, n_init)
     if (used := len(np.unique(best.labels))) < n_clusters:
         warnings.warn(
             f"only {used} of {n_clusters} clusters have members",
@@ -242,14 +248,23 @@ def _run(
     spaces: Spaces,
     placed: _Placed,
     centers: SmallSpaces,
+    given: Int[np.ndarray, " n"] | None,
     solver: EntropicGW,
     max_rounds: int,
     key: Array,
     bar: Bar,
 ) -> GWClusters:
-    labels = np.full(len(placed.rows), -1)
+    """Rounds from given centres, and from given labels in place of a first assignment."""
     rounds, converged = 0, False
-    found, plans = nearest_couplings(placed.spaces, centers, solver, placed.real)
+    labels = np.full(len(placed.rows), -1) if given is None else given
+    if given is None:
+        found, plans = nearest_couplings(placed.spaces, centers, solver, placed.real)
+    else:
+        centers, found, plans = gw_round(
+            placed.spaces, placed.real, placed.of_rows(labels), centers, None, solver
+        )
+        rounds = 1
+        bar.advance(1)
     while True:
         distances = placed.of_heatmaps(found.values)
         new = distances.argmin(1)
@@ -304,7 +319,7 @@ def gw_round(
     real: Bool[Array, " n"],
     labels: Int[Array | np.ndarray, " n"],
     centers: SmallSpaces,
-    plans: Float[Array, "n m p"],
+    plans: Float[Array, "n m p"] | None,
     solver: EntropicGW,
 ) -> tuple[SmallSpaces, Distances, Float[Array, "n m p"]]:
     """One round of k-means: barycentres of the clusters, then distances to them.
@@ -314,7 +329,7 @@ def gw_round(
         real: Which of them count; the others come last.
         labels: Cluster of every heatmap.
         centers: Centres before; the barycentres are sought from here.
-        plans: Couplings with these.
+        plans: Couplings with the nearest of these; by default products.
         solver: How distances are computed.
 
     Returns:
@@ -348,6 +363,13 @@ def _seed(
             chosen.append(int(rng.choice(rest)))
         drawn.append(_as_center(spaces, chosen[-1], center_size))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *drawn)
+
+
+def _nearest_members(small: SmallSpaces, found: GWClusters) -> SmallSpaces:
+    """Of every cluster the member nearest to its centre; of an empty one, any space's."""
+    of_others = found.labels[:, None] != np.arange(found.distances.shape[1])
+    chosen = np.where(of_others, found.distances + found.distances.max(), found.distances)
+    return jax.tree.map(np.asarray, small.take(chosen.argmin(0)))
 
 
 def _as_center(spaces: Spaces, index: int, size: int) -> SmallSpaces:

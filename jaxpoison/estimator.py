@@ -25,7 +25,8 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         epsilon: Entropic regularisation in POT's convention; the paper's is 0.1.
         mode: ``exact``, or ``quick``: heatmaps are quantised to ``center_size`` points first.
         mass: Share of a heatmap's mass whose pixels are kept.
-        n_init: Runs from different seeds; the one of least inertia is kept.
+        n_init: Runs from different seeds; the one of least inertia is kept. See
+            :func:`jaxpoison.gw_kmeans`.
         max_iter: Most rounds of assignment and update.
         tol: Change of couplings at which their iteration ends; see :class:`EntropicGW`.
         random_state: Seed.

@@ -102,7 +102,7 @@ def search(
 
     Args:
         config: Which network, attribution and detectors.
-        data: What to train on; the truth is used by the attack's success rate alone.
+        data: x
         settings: How to train.
         work: Where the stages are kept.
         progress: Show progress bars.

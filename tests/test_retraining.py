@@ -47,36 +47,46 @@ def attacked():
 def searched(attacked, monkeypatch):
     """Searches that suspect given images, by id; networks that see colours."""
     suspected_ids = [{"30", "31", "32", "33", "12"}, {"34", "35"}, {"13", "14", "15"}]
-    trained_on = []
+    made = []
 
     def search(config, data, settings, work, progress):
+        assert settings == "settings of the first"
         train = data.splits.train
-        found = suspected_ids[min(len(trained_on), 2)]
-        trained_on.append((work.path.name, train.ids))
+        made.append((work.path.name, len(train), config.detectors))
         suspected = np.flatnonzero(train.labels == TARGET)
+        found = suspected_ids.pop(0) if config.detectors and suspected_ids else set()
         labels = np.array([train.ids[i] in found for i in suspected]).astype(int)
+        detection = Detection(labels, labels.astype(float), 0.0, True, {})
         result = {
             "model": {"test_accuracy": 0.97},
             "attack": {"asr": data.poisoned.mean(), "masr": None},
         }
-        detection = Detection(labels, labels.astype(float), 0.0, True, {})
-        return RunOutcome(
-            result, data, None, suspected, np.zeros(0), {config.detectors[0]: detection}, []
-        )
+        detections = {name: detection for name in config.detectors}
+        return RunOutcome(result, data, None, suspected, np.zeros(0), detections, [])
 
     monkeypatch.setattr(retraining, "search", search)
-    monkeypatch.setattr(retraining, "prepare", lambda config, *_: (attacked, attacked.splits, None))
+    monkeypatch.setattr(
+        retraining, "prepare", lambda *_: (attacked, attacked.splits, "settings of the first")
+    )
     monkeypatch.setattr(
         retraining, "predict", lambda _, images: np.eye(2)[images[:, 0, 0, 0].astype(int)]
     )
-    return trained_on
+    return made
 
 
 def test_suspects_stay_out_until_they_prove_clean(searched, tmp_path):
     found = json.loads(repair(RunConfig(target=TARGET), tmp_path).read_text())
-    assert [name for name, _ in searched] == [tmp_path.name, "round-1", "round-2", "round-3"]
-    assert [len(ids) for _, ids in searched] == [36, 31, 29, 26]
-    assert found["suspects_proved_clean"]
+    searches, none = ("heatmap",), ()
+    assert searched == [
+        (tmp_path.name, 36, searches),
+        ("round-1", 31, none),
+        ("round-1", 31, searches),
+        ("round-2", 29, none),
+        ("round-2", 29, searches),
+        # What is judged clean is not searched.
+        ("round-3", 26, none),
+    ]
+    assert found["ended"] == "suspects proved clean"
     assert found["removed"] == 7
     assert (found["before"]["poisoned_images"], found["after"]["poisoned_images"]) == (6, 0)
     assert (found["before"]["training_images"], found["after"]["training_images"]) == (36, 29)
@@ -100,8 +110,18 @@ def test_suspects_stay_out_until_they_prove_clean(searched, tmp_path):
 def test_rounds_are_bounded(searched, tmp_path):
     found = json.loads(repair(RunConfig(target=TARGET), tmp_path, max_rounds=1).read_text())
     assert len(searched) == 2
-    assert (found["removed"], found["suspects_proved_clean"]) == (5, False)
+    assert (found["removed"], found["ended"]) == (5, "rounds used up")
     assert found["after"]["poisoned_images"] == 2
+
+
+def test_ends_where_nothing_is_suspected(searched, attacked, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        retraining, "predict", lambda _, images: np.eye(2)[np.full(len(images), SOURCE)]
+    )
+    found = json.loads(repair(RunConfig(target=TARGET), tmp_path, max_rounds=9).read_text())
+    assert (found["removed"], found["ended"]) == (10, "nothing suspected")
+    assert found["after"]["training_images"] == 26
+    assert found["after"]["suspects"] is None
 
 
 def test_options_are_checked(tmp_path):

@@ -84,7 +84,7 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
         made.append((config.rate, workdir.name))
 
         class Outcome:
-            result = found(0.99, tables.SCHEDULE)
+            result = found(0.99, {**tables.SCHEDULE, "data": config.data})
 
         return Outcome
 
@@ -94,7 +94,8 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     first, second = (row.name for row in TABLES["table1"].rows[:2])
 
     def command(*arguments, table="table1"):
-        monkeypatch.setattr("sys.argv", [table, "--workdir", str(tmp_path), *arguments])
+        options = ["--data", "signs.zip", "--workdir", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", [table, *options, *arguments])
         tables.main(TABLES[table], "")
 
     command("--only", second)
@@ -110,6 +111,8 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     command("--only", first, table="table5")
     assert len(made) == 3
     assert list(json.loads((tmp_path / "table5" / "result.json").read_text())["rows"]) == [first]
+    assert tables.elsewhere(first, "signs.zip", tables.SCHEDULE)
+    assert tables.elsewhere(first, "others.zip", tables.SCHEDULE) is None
     with pytest.raises(SystemExit):
         command("--only", "none")
     assert "no row is called none" in capsys.readouterr().err

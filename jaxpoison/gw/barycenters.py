@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison.gw.distances import center_spread, in_groups, moments, product_change
 from jaxpoison.gw.products import LaidOut, distance_product, laid_out
@@ -21,11 +21,11 @@ from jaxpoison.spaces import SmallSpaces, Spaces
 # shrink what remains by this factor or more, all further rounds lead to a constant.
 _NEAR = 0.05
 _SHRINKS = 0.5
-# Change of a coupling that ends its iteration, as in POT's barycentres; POT takes the
-# root of the sum of squares, which is less than the sum of magnitudes. While centres
-# move far, couplings need not be more exact than a share of their move; in the first
-# round, of a move of 0.1.
-_COUPLED = 1e-4
+# Change of a coupling that ends its iteration, in units of the centres' tolerance: 1e-4
+# by default, as in POT's barycentres; POT takes the root of the sum of squares, which is
+# less than the sum of magnitudes. While centres move far, couplings need not be more
+# exact than a share of their move; in the first round, of a move of 0.1.
+_COUPLED = 5.0
 _INEXACT_SHARE = 0.1
 _FIRST_MOVE = 0.1
 
@@ -46,7 +46,8 @@ def barycenters(
     One round couples every heatmap with its own cluster's centre and sets
     ``C <- sum_s lambda_s T_s C_s T_s^T / (q q^T)`` (Peyre, Cuturi, Solomon
     2016, eq. 14, for the square loss). Couplings start from those of the round
-    before, and the first from ``plans``. Where further rounds are certain to end
+    before, and the first from ``plans``; while centres move far, they are solved
+    only as exactly as that. Where further rounds are certain to end
     in a constant centre, as at a large epsilon, that constant is given at once:
     near it, a round multiplies the differences between points by
     ``4 / epsilon * mean Var_p(C p)``, to first order in them. Heatmaps are split
@@ -61,7 +62,8 @@ def barycenters(
         solver: How couplings are found.
         plans: Couplings to start from, made by
             :func:`~jaxpoison.gw.distances.nearest_couplings`; by default products.
-        tolerance: Largest change of an entry that ends the rounds.
+        tolerance: Largest change of an entry that ends the rounds; five times that ends
+            the iteration of a coupling, whatever less the solver asks.
         max_rounds: Most rounds.
 
     Returns:
@@ -98,6 +100,24 @@ def _barycenters(
     )(laid_out(spaces), labels, member_weights, plans, start)
 
 
+class _Rounds(NamedTuple):
+    """Barycentres on the way.
+
+    Attributes:
+        centers: Their distances.
+        plans: Every heatmap's coupling with its own.
+        taken: Rounds so far.
+        moved: Largest change of an entry in the last one.
+        settled: Whether that ends the rounds: it was small, with exact couplings.
+    """
+
+    centers: Float[Array, "k m m"]
+    plans: Float[Array, "n m p"]
+    taken: Int[Array, ""]
+    moved: Float[Array, ""]
+    settled: Bool[Array, ""]
+
+
 def local_barycenters(
     spaces: LaidOut,
     labels: Int[Array, " n"],
@@ -126,21 +146,21 @@ def local_barycenters(
     # Near a constant centre, rounds shrink its points' differences by this factor.
     contraction = 4 / solver.epsilon * mean_of(known.spread**2).max()
 
+    exact = _COUPLED * jnp.asarray(tolerance)
+
     def closed(
         centers: Array,  # noqa: ARG001
         plans: Array,
-        moved: Array,  # noqa: ARG001
+        coupled: Array,  # noqa: ARG001
     ) -> tuple[Array, Array]:
         """Under the product coupling all of a centre's points see the mean distance."""
         return jnp.broadcast_to(mean_of(known.mean)[:, None, None], (k, m, m)), plans
 
-    def iterated(centers: Array, plans: Array, moved: Array) -> tuple[Array, Array]:
-        tolerance = jnp.maximum(_COUPLED, _INEXACT_SHARE * jnp.minimum(moved, _FIRST_MOVE))
-
+    def iterated(centers: Array, plans: Array, coupled: Array) -> tuple[Array, Array]:
         def group(some: LaidOut, labels: Array, plans: Array, count: Array) -> tuple[Array, Array]:
             masses = jnp.broadcast_to(uniform, (len(some), m))
             problems = Problems(some, SmallSpaces(centers[labels], masses))
-            new = solve(problems, solver, count, plans, tolerance).plans
+            new = solve(problems, solver, count, plans, coupled).plans
 
             def seen(row: tuple[LaidOut, Array]) -> Array:
                 space, plan = jax.tree.map(lambda x: x[None], row)
@@ -152,22 +172,24 @@ def local_barycenters(
         parts, plans = in_groups(group, (spaces, labels, plans), real)
         return mean_of(parts) * m**2, plans
 
-    def advance(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        centers, plans, rounds, moved = state
-        spreads = jax.vmap(center_spread, (0, None))(centers, uniform)
+    def advance(state: _Rounds) -> _Rounds:
+        spreads = jax.vmap(center_spread, (0, None))(state.centers, uniform)
         change = product_change(widest, jnp.where(totals > 0, spreads, 0).max(), solver.epsilon)
         constant = (change <= solver.tolerance) | ((change <= _NEAR) & (contraction <= _SHRINKS))
-        new, plans = jax.lax.cond(constant, closed, iterated, centers, plans, moved)
-        new = jnp.where((totals > 0)[:, None, None], new, centers)
-        return new, plans, rounds + 1, jnp.abs(new - centers).max()
+        coupled = jnp.maximum(exact, _INEXACT_SHARE * jnp.minimum(state.moved, _FIRST_MOVE))
+        new, plans = jax.lax.cond(constant, closed, iterated, state.centers, state.plans, coupled)
+        new = jnp.where((totals > 0)[:, None, None], new, state.centers)
+        moved = jnp.abs(new - state.centers).max()
+        settled = (moved <= tolerance) & (constant | (coupled <= exact))
+        return _Rounds(new, plans, state.taken + 1, moved, settled)
 
-    def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
-        _, _, rounds, change = state
-        return (rounds < max_rounds) & (change > tolerance)
+    def unfinished(state: _Rounds) -> Array:
+        return (state.taken < max_rounds) & ~state.settled
 
     if plans is None:
         masses = jnp.broadcast_to(uniform, (len(labels), m))
         plans = product_plans(Problems(spaces, SmallSpaces(start[labels], masses)))
-    first = (start, plans, jnp.int32(0), jnp.asarray(jnp.inf, start.dtype))
-    found, _, rounds, _ = jax.lax.while_loop(unfinished, advance, first)
-    return SmallSpaces(found, jnp.broadcast_to(uniform, (k, m))), rounds
+    far = jnp.asarray(jnp.inf, start.dtype)
+    first = _Rounds(start, plans, jnp.int32(0), far, jnp.asarray(False))
+    found = jax.lax.while_loop(unfinished, advance, first)
+    return SmallSpaces(found.centers, jnp.broadcast_to(uniform, (k, m))), found.taken

@@ -51,7 +51,8 @@ class EntropicGW:
             paper's 0.1, lets couplings carry geometry (docs/clustering.md).
         tolerance: Change of a plan (sum of magnitudes; its mass is 1) between two
             linearisations, and error of its marginals, that end the iteration.
-            Where float32 cannot resolve that, what it can.
+            Where float32 cannot resolve that, what it can. Barycentres have one of
+            their own.
         max_iterations: Most linearisations.
         slots: Problems that are worked on at once on each device; they bound the memory.
             By default 16 on CPUs, whose caches hold as many plans, else 512; for spaces
