@@ -21,13 +21,15 @@ def quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
     """Compresses every heatmap to a few weighted points: weighted k-means of its pixels.
 
     Starts from pixels far from each other, weighed by their mass, so that no
-    chance is involved. Distances are those between the points, which leaves out
-    how far mass spreads around each.
+    chance is involved. The distance of two points, and of a point from itself, is
+    the root mean square distance between the mass that they stand for: as between
+    their places, and how far mass spreads around each. So a heatmap's mean squared
+    distance is kept.
 
     Args:
         spaces: Heatmaps.
         size: Number of points; if a heatmap has fewer pixels, the heaviest
-            point is split into copies of itself, at distance 0.
+            point is split into copies of itself.
 
     Raises:
         TypeError: ``size`` is not an integer.
@@ -45,12 +47,18 @@ def _quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
     def one(space: tuple[Array, Array]) -> SmallSpaces:
         weights, factor = space
         places = _lloyd(pixels, weights, _far_apart(pixels, weights, size))
-        mass = _assigned(pixels, weights, places).sum(1)
+        held = _assigned(pixels, weights, places)
+        mass = held.sum(1)
         top, empty = mass.argmax(), mass <= 0
+        shares = held / jnp.where(empty, 1, mass)[:, None]
+        means = shares @ pixels
+        spread = (shares * _squared_distances(means, pixels)).sum(1)
+        means = jnp.where(empty[:, None], means[top], means)
+        spread = jnp.where(empty, spread[top], spread)
         share = mass[top] / (1 + empty.sum())
         mass = jnp.where(empty, share, mass).at[top].set(share)
-        places = jnp.where(empty[:, None], places[top], places)
-        return SmallSpaces(jnp.sqrt(_squared_distances(places, places)) * factor, mass / mass.sum())
+        squares = _squared_distances(means, means) + (spread[:, None] + spread)
+        return SmallSpaces(jnp.sqrt(squares) * factor, mass / mass.sum())
 
     return jax.lax.map(one, (spaces.weights, spaces.factors), batch_size=_CHUNK)
 
