@@ -24,8 +24,8 @@ from jaxpoison import (
     EntropicGW,
     MeanDistanceClustering,
     MeasureSpaces,
-    all_distances,
     barycenters,
+    debiased_distances,
     detection_rates,
     distances_to_centers,
     gw_kmeans,
@@ -92,9 +92,7 @@ def neighborhoods(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> d
             clean[np.linspace(0, len(clean) - 1, min(CLEAN, len(clean))).astype(int)],
         ]
     )
-    distances = all_distances(quantised(spaces.take(chosen), SIZE), EntropicGW(epsilon))
-    own = np.diag(distances)
-    distances = distances - (own[:, None] + own) / 2
+    distances = debiased_distances(quantised(spaces.take(chosen), SIZE), EntropicGW(epsilon))
     np.fill_diagonal(distances, np.inf)
     nearest = truth[chosen][np.argsort(distances, 1)[:, :NEIGHBORS]]
     return {

@@ -31,7 +31,12 @@ from jaxpoison.estimator import GromovWassersteinKMeans
 from jaxpoison.gw.barycenters import barycenters
 from jaxpoison.gw.distances import Distances, distances_to_centers
 from jaxpoison.gw.grid import GridGeometry
-from jaxpoison.gw.pairs import PairDistances, all_distances, pair_distances
+from jaxpoison.gw.pairs import (
+    PairDistances,
+    all_distances,
+    debiased_distances,
+    pair_distances,
+)
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.lrp.balance import LayerBalance, conservation, layer_relevance
@@ -49,7 +54,7 @@ from jaxpoison.models.inference import layer_outputs, predict, pure
 from jaxpoison.models.resnet import ResNet18
 from jaxpoison.pipeline import RunOutcome, explain_all, run
 from jaxpoison.retraining import ExclusiveRetraining, exclusive_retraining, repair
-from jaxpoison.screening import cluster_classes
+from jaxpoison.screening import ScanOutcome, scan
 from jaxpoison.separation import Separation, separation
 from jaxpoison.spaces import MeasureSpaces, SmallSpaces, measure_spaces
 from jaxpoison.training import History, TrainConfig, fit, protocol
@@ -86,6 +91,7 @@ __all__ = [
     "ResNet18",
     "RunConfig",
     "RunOutcome",
+    "ScanOutcome",
     "Separation",
     "SmallSpaces",
     "SmoothGrad",
@@ -96,8 +102,8 @@ __all__ = [
     "all_distances",
     "attack_success_rate",
     "barycenters",
-    "cluster_classes",
     "conservation",
+    "debiased_distances",
     "detection_rates",
     "distances_to_centers",
     "exclusive_retraining",
@@ -123,6 +129,7 @@ __all__ = [
     "repair",
     "run",
     "save_model",
+    "scan",
     "separation",
     "standard_backdoor",
     "success_rate_by_class",

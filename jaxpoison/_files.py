@@ -16,7 +16,7 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside ``path``; renamed onto it if the block succeeds."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield file
         # mkstemp makes files only their owner can read; a result is for all.
         os.chmod(temporary, 0o666 & ~_umask())

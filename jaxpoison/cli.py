@@ -15,6 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from jaxpoison.pipeline import RunOutcome
+    from jaxpoison.screening import ScanOutcome
 
 _DESCRIPTION = """\
 Poisons a data set, trains a network on it, explains its decisions and looks
@@ -30,12 +31,12 @@ Explains every training image towards its label and writes relevance.npy
 (ids and labels in the same order) into the work directory. Takes the options
 of run; a network that run trained there with the same options is used.
 """
-_CLUSTER_DESCRIPTION = """\
-Splits the training images of every class in two by their heatmaps and writes
-classes.csv (one row per class) and clusters.csv (one row per image) into the
-work directory; explains all images first. Takes the options of run; what run
-or explain left there with the same options is used, and so are classes that
-were finished before an interruption.
+_SCAN_DESCRIPTION = """\
+Searches every class of the training images and ranks the classes by suspicion:
+how far the two clusters of a class lie apart. Writes scan.html, scan.json,
+classes.csv (one row per class) and clusters.csv (one row per image) into the work
+directory. Takes the options of run; what run or explain left there with the same
+options is used, and so are classes that were finished before an interruption.
 """
 _REPAIR_DESCRIPTION = """\
 Takes out of the training images what a detector suspects, trains again without
@@ -52,13 +53,14 @@ examples:
   jaxpoison run --data gtsrb --attack label-consistent --trigger amplitude --amplitude 64
   jaxpoison run --data photos.zip --attack none --target 3 --detectors heatmap
   jaxpoison explain --data gtsrb --rate 0.33 --workdir runs/p33
-  jaxpoison cluster --data gtsrb --rate 0.33 --workdir runs/p33 --epsilon 0.02
+  jaxpoison scan --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison repair --data gtsrb --rate 0.33 --workdir runs/p33
 
 The work directory gets config.json, result.json, suspects.csv and report.html.
 """
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _MOST_CPU_DEVICES = 8
+_SHOWN_CLASSES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from jaxpoison.attacks.pgd import PGD
     from jaxpoison.config import RunConfig
     from jaxpoison.pipeline import explain_all, run
-    from jaxpoison.report.html import write_report
+    from jaxpoison.report.html import write_report, write_scan_report
     from jaxpoison.retraining import repair
-    from jaxpoison.screening import cluster_classes
+    from jaxpoison.screening import scan
 
     try:
         config = RunConfig(
@@ -103,15 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             output = explain_all(config, options.workdir, progress=not options.quiet)
             print(f"relevance of all training images: {output}")  # noqa: T201
             return 0
-        if options.command == "cluster":
-            output = cluster_classes(
+        if options.command == "scan":
+            scanned = scan(
                 config,
                 options.workdir,
-                epsilon=options.epsilon,
+                detector=options.detector,
                 mode=options.mode,
                 progress=not options.quiet,
             )
-            print(f"clusters of all classes: {output}")  # noqa: T201
+            write_scan_report(options.workdir / "scan.html", scanned)
+            _print_scan(scanned, options.workdir, time.perf_counter() - started)
             return 0
         if options.command == "repair":
             output = repair(
@@ -159,23 +162,24 @@ def _parser() -> argparse.ArgumentParser:
         parents=[options],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cluster = commands.add_parser(
-        "cluster",
-        help="every class split in two by its heatmaps",
-        description=_CLUSTER_DESCRIPTION,
+    screen = commands.add_parser(
+        "scan",
+        help="every class searched; which are suspicious?",
+        description=_SCAN_DESCRIPTION,
         parents=[options],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cluster.add_argument(
-        "--epsilon",
-        type=float,
-        default=0.02,
-        help="entropic regularisation of the distances; the paper's is 0.1 [0.02]",
+    screen.add_argument(
+        "--detector",
+        default="heatmap",
+        help="heatmap, activation_ica, activation_pca, or cascade: activation_ica, then heatmap on "
+        "the classes that it calls suspicious [heatmap]",
     )
-    cluster.add_argument(
+    screen.add_argument(
         "--mode",
-        default="exact",
-        help="exact, or quick: heatmaps are quantised to 10 points first [exact]",
+        default="quick",
+        help="of Heatmap Clustering: quick (heatmaps are quantised to 10 points first) or exact "
+        "[quick]",
     )
     mend = commands.add_parser(
         "repair",
@@ -326,7 +330,7 @@ def _print_result(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
     result = outcome.result
     table = Table(title=f"Suspected images of class {result['config']['target']}")
     table.add_column("detector")
-    for name in ("ACC %", "TPR %", "TNR %", "suspects", "of", "seconds"):
+    for name in ("ACC %", "TPR %", "TNR %", "suspects", "of", "silhouette", "seconds"):
         table.add_column(name, justify="right")
     for name, row in result["detectors"].items():
         clean, suspects = row["cluster_sizes"]
@@ -335,9 +339,16 @@ def _print_result(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
             *(_percent(row[rate]) for rate in ("acc", "tpr", "tnr")),
             str(suspects),
             str(clean + suspects),
+            _silhouette(row),
             f"{row['seconds']:.1f}",
         )
     console.print(table)
+    told = {name: row for name, row in result["detectors"].items() if row["suspicious"] is not None}
+    calling = [name for name, row in told.items() if row["suspicious"]]
+    said = ", ".join(calling) or "no detector"
+    console.print(
+        f"the class looks attacked to {said} (of {len(told)} that can tell)", highlight=False
+    )
     line = f"test accuracy {_percent(result['model']['test_accuracy'])} %"
     if result["attack"]["asr"] is not None:
         line += f", attack success rate {_percent(result['attack']['asr'])} %"
@@ -349,6 +360,34 @@ def _print_result(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
+    console = Console()
+    table = Table(title="The most suspicious classes; suspicious from 1 on")
+    table.add_column("class")
+    for name in ("suspicion", "silhouette", "suspects", "of"):
+        table.add_column(name, justify="right")
+    for row in outcome.result["classes"][:_SHOWN_CLASSES]:
+        table.add_row(
+            f"{row['class']} {row['name']}",
+            f"{row['suspicion']:.2f}",
+            _silhouette(row),
+            str(row["suspects"]),
+            str(row["images"]),
+        )
+    console.print(table)
+    called = [str(row["class"]) for row in outcome.result["classes"] if row["suspicious"]]
+    console.print(
+        f"suspicious: {', '.join(called) or 'none'} (of {len(outcome.classes)} classes), "
+        f"{seconds:.0f} s",
+        highlight=False,
+    )
+    console.print(f"report: {workdir / 'scan.html'}", highlight=False, soft_wrap=True)
+
+
+def _silhouette(row: dict[str, Any]) -> str:
+    return "–" if row["silhouette"] is None else f"{row['silhouette']:.3f}"
 
 
 def _percent(share: Any) -> str:

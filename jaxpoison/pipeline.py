@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from jaxpoison._files import replace_file, write_json, write_text
 from jaxpoison._progress import Bar
 from jaxpoison.attacks.poisoned import PoisonedSplits
 from jaxpoison.attributions import ATTRIBUTIONS, explain
 from jaxpoison.config import RunConfig
-from jaxpoison.datasets.dataset import Splits
+from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.detectors.named import DETECTORS
 from jaxpoison.lrp.balance import conservation
@@ -23,11 +25,12 @@ from jaxpoison.metrics import accuracy, attack_success_rate, success_rate_by_cla
 from jaxpoison.models.inference import layer_outputs, parameter_count, predict
 from jaxpoison.preparation import prepare, train_model
 from jaxpoison.results import config_record, csv_text, result_record, suspects_table
+from jaxpoison.separation import Separation, sample, separation
 from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
 from jaxpoison.training import TrainConfig
 
 _BALANCED_IMAGES = 64
-# Images per stage of explain_all.
+# Images per stage of explain_class.
 _PART = 2048
 
 
@@ -43,6 +46,7 @@ class RunOutcome:
         suspected: Indices of the searched class's training images.
         relevance: Their relevance towards their label.
         detections: What each detector found.
+        separations: How far each one's clusters lie apart.
         history: Losses and accuracies by epoch.
     """
 
@@ -52,6 +56,7 @@ class RunOutcome:
     suspected: np.ndarray
     relevance: np.ndarray
     detections: dict[str, Detection]
+    separations: dict[str, Separation]
     history: list[dict[str, float]]
 
     @property
@@ -102,7 +107,7 @@ def search(
 
     Args:
         config: Which network, attribution and detectors.
-        data: x
+        data: Training, validation and test images.
         settings: How to train.
         work: Where the stages are kept.
         progress: Show progress bars.
@@ -120,25 +125,27 @@ def search(
         hash_of(train=trained.key, target=config.target, attribution=config.attribution),
         lambda: _explain(config, model, splits, suspected, progress),
     )
-    detected: dict[str, Artefact] = {}
+    searched: dict[str, Artefact] = {}
     for name in config.detectors:
         sees, make = DETECTORS[name]
         detector = make(config.seed)
-        key = hash_of(explain=explained.key, detector=name, options=detector.get_params())
+        key = hash_of(explain=explained.key, detector=name, options=detector.get_params(), form=2)
         if "progress" in detector.get_params():
             detector.set_params(progress=progress)
-        detected[name] = work.stage(
+        searched[name] = work.stage(
             f"detect-{name}", key, partial(_detect, sees, detector, splits, explained, suspected)
         )
-    detections = {name: _detection_of(stage) for name, stage in detected.items()}
-    stages = {"train": trained, "evaluate": evaluated, "explain": explained, **detected}
+    detections = {name: detection_of(stage) for name, stage in searched.items()}
+    separations = {name: separation_of(stage) for name, stage in searched.items()}
+    stages = {"train": trained, "evaluate": evaluated, "explain": explained, **searched}
     return RunOutcome(
-        result_record(config, settings, data, suspected, stages, detections),
+        result_record(config, settings, data, suspected, stages, detections, separations),
         data,
         model,
         suspected,
         explained.arrays["relevance"],
         detections,
+        separations,
         trained.values["epochs"],
     )
 
@@ -146,7 +153,7 @@ def search(
 def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> Path:
     """Explains every training image towards its label; trains first where that is not done.
 
-    Works part by part with bounded memory; what is finished is not done again.
+    Works class by class with bounded memory; what is finished is not done again.
     Leaves ``relevance.npy``, float32 ``[n, h, w]``, summed over channels, and
     ``relevance.csv``, the images' ids and labels in the same order.
 
@@ -165,31 +172,61 @@ def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> 
     work = WorkDirectory(workdir)
     _, splits, settings = prepare(config, work, progress)
     model, trained = train_model(config.model, settings, splits, work, progress)
-    train, method = splits.train, ATTRIBUTIONS[config.attribution]()
-
-    def part(start: int) -> np.ndarray:
-        def make() -> Made:
-            images = train.images[start : start + _PART]
-            found = explain(model, images, train.labels[start : start + _PART], method=method)
-            return Made({}, {"heatmaps": found.relevance.sum(-1)})
-
-        key = hash_of(train=trained.key, attribution=config.attribution, start=start, size=_PART)
-        return work.stage(f"explain-all-{start // _PART:04d}", key, make).arrays["heatmaps"]
-
+    train = splits.train
     output = workdir / "relevance.npy"
     with (
         replace_file(output) as file,
         Bar("explaining", len(train), unit="images", show=progress) as bar,
     ):
-        header = {"descr": "<f4", "fortran_order": False, "shape": train.images.shape[:3]}
+        shape = train.images.shape[:3]
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(train), _PART):
-            heatmaps = part(start)
-            file.write(np.ascontiguousarray(heatmaps, "<f4").tobytes())
-            bar.advance(len(heatmaps))
+        file.flush()
+        heatmaps = np.memmap(file, "<f4", "r+", file.tell(), shape)
+        for label in np.unique(train.labels):
+            for members, part in explain_class(config, model, trained, train, int(label), work):
+                heatmaps[members] = part.arrays["heatmaps"]
+                bar.advance(len(members))
+        heatmaps.flush()
     rows = [(name, int(label)) for name, label in zip(train.ids, train.labels, strict=True)]
     write_text(workdir / "relevance.csv", csv_text(("id", "label"), rows))
     return output
+
+
+def explain_class(
+    config: RunConfig,
+    model: nnx.Module,
+    trained: Artefact,
+    train: Dataset,
+    label: int,
+    work: WorkDirectory,
+) -> Iterator[tuple[Int[np.ndarray, " m"], Artefact]]:
+    """Explains the training images of one class, part by part; finished parts are read.
+
+    Args:
+        config: Which attribution.
+        model: The network.
+        trained: The stage that trained it.
+        train: Training images.
+        label: The class, towards which its images are explained.
+        work: Where the parts are kept.
+
+    Yields:
+        Indices of some images, and a stage with their ``heatmaps``, summed over channels.
+    """
+    method = ATTRIBUTIONS[config.attribution]()
+    members = np.flatnonzero(train.labels == label)
+    for start in range(0, len(members), _PART):
+        part = members[start : start + _PART]
+
+        def make(part: np.ndarray = part) -> Made:
+            found = explain(model, train.images[part], train.labels[part], method=method)
+            return Made({}, {"heatmaps": found.relevance.sum(-1)})
+
+        key = hash_of(
+            train=trained.key, attribution=config.attribution, label=label, start=start, size=_PART
+        )
+        yield part, work.stage(f"explain-class-{label:04d}-{start // _PART:03d}", key, make)
 
 
 def _evaluate(
@@ -257,7 +294,7 @@ def _balance(
     model: nnx.Module, images: np.ndarray, classes: np.ndarray
 ) -> list[dict[str, str | float]]:
     """What every layer did with relevance, over a sample of the images."""
-    sample = np.linspace(0, len(images) - 1, min(len(images), _BALANCED_IMAGES)).astype(int)
+    few = np.linspace(0, len(images) - 1, min(len(images), _BALANCED_IMAGES)).astype(int)
     return [
         {
             "layer": row.layer.path,
@@ -268,7 +305,7 @@ def _balance(
             "bias": row.bias,
             "stabilizer": row.stabilizer,
         }
-        for row in conservation(model, images[sample], classes[sample])
+        for row in conservation(model, images[few], classes[few])
     ]
 
 
@@ -278,14 +315,36 @@ def _detect(
     # Nothing here knows the truth: detectors see images, activations, relevance.
     seen = splits.train.images[suspected] if sees == "images" else explained.arrays[sees]
     detection = detector.fit(seen).detection_
-    return Made(
-        {"converged": detection.converged, "notes": detection.notes},
-        {"labels": detection.labels, "scores": detection.scores},
+    chosen = sample(len(seen))
+    return detected(
+        detection,
+        separation(detector.sample_distances(chosen), detection.labels[chosen]),
         detection.seconds,
     )
 
 
-def _detection_of(stage: Artefact) -> Detection:
+def detected(detection: Detection, apart: Separation, seconds: float | None = None) -> Made:
+    """What a stage keeps of a search of one class.
+
+    Args:
+        detection: How the class is split.
+        apart: How far both clusters lie apart.
+        seconds: Time the search took; by default that of the stage.
+    """
+    return Made(
+        {
+            "converged": detection.converged,
+            "notes": detection.notes,
+            "silhouette": apart.silhouette,
+            "eigenvalues": apart.eigenvalues.tolist(),
+        },
+        {"labels": detection.labels, "scores": detection.scores},
+        seconds,
+    )
+
+
+def detection_of(stage: Artefact) -> Detection:
+    """How a class was split."""
     return Detection(
         labels=stage.arrays["labels"],
         scores=stage.arrays["scores"],
@@ -293,3 +352,8 @@ def _detection_of(stage: Artefact) -> Detection:
         converged=stage.values["converged"],
         notes=stage.values["notes"],
     )
+
+
+def separation_of(stage: Artefact) -> Separation:
+    """How far its clusters lie apart."""
+    return Separation(stage.values["silhouette"], np.array(stage.values["eigenvalues"]))

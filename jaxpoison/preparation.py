@@ -25,7 +25,7 @@ from jaxpoison.stages import Artefact, Made, WorkDirectory, hash_of
 from jaxpoison.training import TrainConfig, fit, protocol
 
 # Seed of the network that perturbs images: one for all runs, and none of theirs.
-_SURROGATE_SEED = 20_000
+SURROGATE_SEED = 20_000
 
 
 def prepare(
@@ -105,7 +105,7 @@ def _perturb(
     labels: np.ndarray,
 ) -> np.ndarray:
     """Images perturbed by a second network, trained once on the clean data and cached."""
-    settings = settings_for(config, clean, _SURROGATE_SEED)
+    settings = settings_for(config, clean, SURROGATE_SEED)
     surrogate = _training_key(config.model, settings, clean)
 
     def make() -> Made:

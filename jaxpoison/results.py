@@ -17,7 +17,9 @@ import numpy as np
 from jaxpoison.attacks.poisoned import PoisonedSplits
 from jaxpoison.datasets.dataset import Splits
 from jaxpoison.detectors.detection import Detection
+from jaxpoison.detectors.named import suspicious
 from jaxpoison.metrics import detection_rates
+from jaxpoison.separation import Separation
 from jaxpoison.stages import SCHEMA, Artefact
 from jaxpoison.training import TrainConfig
 
@@ -68,6 +70,7 @@ def result_record(
     suspected: np.ndarray,
     stages: dict[str, Artefact],
     detections: dict[str, Detection],
+    separations: dict[str, Separation],
 ) -> dict[str, Any]:
     """The content of ``result.json``.
 
@@ -78,6 +81,7 @@ def result_record(
         suspected: Indices of the searched images.
         stages: What the stages ``evaluate`` and ``explain`` gave, and the time of all.
         detections: What each detector found.
+        separations: How far each one's clusters lie apart.
     """
     poisoned = data.poisoned[suspected] if isinstance(data, PoisonedSplits) else None
     evaluated, explained = stages["evaluate"].values, stages["explain"].values
@@ -106,6 +110,8 @@ def result_record(
                 "cluster_sizes": list(found.cluster_sizes),
                 "seconds": found.seconds,
                 "converged": found.converged,
+                "silhouette": separations[name].silhouette,
+                "suspicious": suspicious(name, separations[name]),
                 **({"notes": found.notes} if found.notes else {}),
             }
             for name, found in detections.items()

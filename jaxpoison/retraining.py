@@ -70,12 +70,13 @@ def repair(
     max_rounds: int = 5,
     progress: bool = False,
 ) -> Path:
-    """Takes out what a detector suspects and trains again, until the suspects prove clean.
+    """Takes out what a detector suspects and trains again, until nothing is suspicious.
 
     Every round trains a network without the suspects of the one before, and lets
     it classify them. If it calls more of them one other class than their label,
     they stay out, and the target class is searched again; otherwise they were
-    clean, go back in, and the network before was the last. All networks are
+    clean, go back in, and the network before was the last. So it is where the two
+    clusters of the class do not lie far enough apart to look suspicious. All networks are
     trained by the settings of the first. Validation images, poisoned or not, are
     left as they are. Finished rounds are read from the work directory, not
     trained again.
@@ -113,8 +114,9 @@ def repair(
     for number in range(1, max_rounds + 1):
         taken = np.zeros(len(outcome.splits.train), bool)
         taken[outcome.suspected[outcome.detections[detector].suspects]] = True
-        if not taken.any():
-            ended = "nothing suspected"
+        # A detector that cannot tell leaves it to the next network.
+        if outcome.result["detectors"][detector]["suspicious"] is False or not taken.any():
+            ended = "class not suspicious"
             break
         suspects = outcome.splits.train.take(taken)
         without = _without(outcome.data, taken)

@@ -1,156 +1,355 @@
-"""All classes of a training set, searched in one go."""
+"""All classes of a training set searched: which of them is attacked?"""
 
 from __future__ import annotations
 
-import csv
-import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from flax import nnx
+from jaxtyping import Float, Int
+from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._checks import check_choice
-from jaxpoison._files import write_text
+from jaxpoison._files import write_json, write_text
 from jaxpoison._progress import Bar
-from jaxpoison.clustering import MODES, GWClusters, gw_kmeans, spaces_in_mode
+from jaxpoison.attacks.poisoned import PoisonedSplits
+from jaxpoison.clustering import (
+    MODES,
+    UninformativeCouplingsWarning,
+    gw_kmeans,
+    spaces_in_mode,
+)
 from jaxpoison.config import RunConfig
-from jaxpoison.detectors.detection import two_way_detection
-from jaxpoison.gw.solver import EPSILON, EntropicGW
-from jaxpoison.pipeline import explain_all
-from jaxpoison.results import csv_text
-from jaxpoison.separation import separation
-from jaxpoison.stages import Artefact, Made, WorkDirectory, hash_of
+from jaxpoison.datasets.dataset import Dataset
+from jaxpoison.detectors.activation import ActivationClustering
+from jaxpoison.detectors.detection import Detection
+from jaxpoison.detectors.heatmap import detection_from, quantised_distances
+from jaxpoison.detectors.named import SUSPICIOUS, suspicious
+from jaxpoison.gw.solver import EntropicGW
+from jaxpoison.metrics import detection_rates
+from jaxpoison.models.inference import layer_outputs
+from jaxpoison.pipeline import detected, detection_of, explain_class, separation_of
+from jaxpoison.preparation import prepare, train_model
+from jaxpoison.results import config_record, csv_text
+from jaxpoison.separation import Separation, sample, separation
+from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
 
-_MASS, _CENTER_SIZE = 0.99, 10
+CASCADE = ("activation_ica", "heatmap")
+SCANNERS = (*reversed(SUSPICIOUS), "cascade")
+_MASS, _CENTER_SIZE, _RUNS = 0.99, 10, 3
+# A class of fewer images is left out.
+_FEWEST = 12
 _COLUMNS = (
     "class",
+    "name",
+    "detector",
+    "suspicion",
+    "suspicious",
     "images",
-    "smaller_cluster",
+    "suspects",
     "share",
     "silhouette",
     "near_zero_eigenvalues",
     "eigengap",
-    "inertia",
-    "information_nats",
-    "improvable_share",
-    "unsolved_share",
-    "rounds",
     "converged",
     "seconds",
 )
 
 
-def cluster_classes(
+@dataclass(frozen=True, eq=False)
+class ScannedClass:
+    """What a scan found in one class.
+
+    Attributes:
+        label: The class.
+        members: Indices of its training images.
+        detector: Whose word this is.
+        detection: How it splits them.
+        separation: How far both clusters lie apart, in the detector's own distance.
+    """
+
+    label: int
+    members: Int[np.ndarray, " n"]
+    detector: str
+    detection: Detection
+    separation: Separation
+
+    @property
+    def suspicion(self) -> float:
+        """Silhouette over that from which on the detector calls a class suspicious."""
+        silhouette = self.separation.silhouette
+        return 0.0 if silhouette is None else silhouette / SUSPICIOUS[self.detector]
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the class is called attacked."""
+        return bool(suspicious(self.detector, self.separation))
+
+
+@dataclass(frozen=True, eq=False)
+class ScanOutcome:
+    """What a scan found, and what its report shows.
+
+    Attributes:
+        result: The content of ``scan.json``.
+        classes: All classes, the most suspicious first.
+        train: The training images.
+        model: The network.
+        attribution: Name of the method that makes heatmaps.
+    """
+
+    result: dict[str, Any]
+    classes: list[ScannedClass]
+    train: Dataset
+    model: nnx.Module
+    attribution: str
+
+
+def scan(
     config: RunConfig,
     workdir: Path,
     *,
-    epsilon: float = EPSILON,
-    mode: str = "exact",
+    detector: str = "heatmap",
+    mode: str = "quick",
     progress: bool = False,
-) -> Path:
-    """Splits every class's training images in two by their heatmaps.
+) -> ScanOutcome:
+    """Searches every class and ranks them by how far the two clusters found lie apart.
 
-    Explains all of them first where that is not done. One class is worked on
-    at a time, all padded to the size of the largest, so that one compilation
-    serves; a finished class is not clustered again. Classes of fewer than three
-    images are left out. Leaves ``classes.csv``, one row per class, and
-    ``clusters.csv``, one row per image: id, class, cluster (1 for the smaller)
-    and score.
+    A class is called suspicious from a silhouette on that was fixed for each
+    detector. ``cascade`` is the paper's conclusion: Activation
+    Clustering looks at every class, Heatmap Clustering at those that it calls
+    suspicious, and only these are explained.
+
+    One class is worked on at a time, all padded to the size of the largest, so
+    that one compilation serves; a finished class is not searched again. Classes
+    of fewer than twelve images are left out. Leaves ``scan.json``;
+    ``classes.csv``, one row per class; and ``clusters.csv``, one row per image: id,
+    class, cluster (1 for suspects) and score.
 
     Args:
-        config: What to run; its detectors are not used.
+        config: What to run; its target and detectors are not used.
         workdir: Where results and stages are kept; that of a run serves.
-        epsilon: Entropic regularisation in POT's convention; the paper's is 0.1.
-        mode: ``exact`` or ``quick``; see :class:`HeatmapClustering`.
+        detector: One of ``SCANNERS``.
+        mode: Of Heatmap Clustering, ``quick`` or ``exact``; see :class:`HeatmapClustering`.
         progress: Show progress bars.
 
-    Returns:
-        The path of ``classes.csv``.
-
     Raises:
-        ValueError: The configuration does not fit the data, or an option is out of range.
+        ValueError: The configuration does not fit the data, no class has enough images,
+            or an option is out of range.
         FileNotFoundError: There are no data at the given path.
     """
-    solver = EntropicGW(epsilon)
+    check_choice("detector", detector, SCANNERS)
     check_choice("mode", mode, MODES)
-    relevance = np.load(explain_all(config, workdir, progress=progress), mmap_mode="r")
-    with (workdir / "relevance.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    ids = [row["id"] for row in rows]
-    labels = np.array([int(row["label"]) for row in rows])
-    members = {int(k): np.flatnonzero(labels == k) for k in np.unique(labels)}
-    members = {k: index for k, index in members.items() if len(index) > 2}
-    if not members:
-        raise ValueError(f"no class has three training images or more, found {len(labels)} in all")
-    most = max(map(len, members.values()))
     work = WorkDirectory(workdir)
+    data, splits, settings = prepare(config, work, progress)
+    model, trained = train_model(config.model, settings, splits, work, progress)
+    searcher = _Searcher(config, model, trained, splits.train, mode, work, progress)
+    detectors = CASCADE if detector == "cascade" else (detector,)
+    found = searcher.search(detectors[0], searcher.classes)
+    for following in detectors[1:]:
+        passed_on = [k for k in searcher.classes if found[k].suspicious]
+        found |= searcher.search(following, passed_on)
+    ranked = sorted(found.values(), key=lambda of: -of.suspicion)
+    result = {
+        "schema": SCHEMA,
+        "config": config_record(config, settings),
+        "detector": detector,
+        "mode": mode,
+        "suspicious_silhouettes": {name: SUSPICIOUS[name] for name in detectors},
+        "left_out": searcher.left_out,
+        "seconds": searcher.seconds,
+        "classes": [_row(of, splits.train) for of in ranked],
+        "truth": _truth(ranked, data, config) if isinstance(data, PoisonedSplits) else None,
+    }
+    write_json(workdir / "scan.json", result)
+    rows = [[row[column] for column in _COLUMNS] for row in result["classes"]]
+    write_text(workdir / "classes.csv", csv_text(_COLUMNS, rows))
+    write_text(workdir / "clusters.csv", _of_images(ranked, splits.train))
+    return ScanOutcome(result, ranked, splits.train, model, config.attribution)
 
-    def cluster(name: int, index: np.ndarray) -> Artefact:
-        heatmaps = np.asarray(relevance[index])
+
+class _Searcher:
+    """Detectors on single classes, with their stages and the time they take."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: nnx.Module,
+        trained: Artefact,
+        train: Dataset,
+        mode: str,
+        work: WorkDirectory,
+        progress: bool,
+    ) -> None:
+        self.config, self.model, self.trained, self.train = config, model, trained, train
+        self.mode, self.work, self.progress = mode, work, progress
+        labels, counts = np.unique(train.labels, return_counts=True)
+        self.classes = labels[counts >= _FEWEST].tolist()
+        self.left_out = labels[counts < _FEWEST].tolist()
+        if not self.classes:
+            raise ValueError(
+                f"no class has {_FEWEST} training images or more, found {len(train)} in all"
+            )
+        self.most = int(counts.max())
+        self.seconds = {"train": trained.seconds}
+
+    def search(self, detector: str, classes: list[int]) -> dict[int, ScannedClass]:
+        """One detector on some classes."""
+        look = self._heatmaps if detector == "heatmap" else self._activations
+        of_class = look(detector)
+        counts = {k: int((self.train.labels == k).sum()) for k in classes}
+        found = {}
+        total = sum(counts.values())
+        with Bar(f"scanning, {detector}", total, unit="images", show=self.progress) as bar:
+            for label, count in counts.items():
+                members = np.flatnonzero(self.train.labels == label)
+                made = of_class(label, members)
+                self._took(detector, made)
+                found[label] = ScannedClass(
+                    label,
+                    members,
+                    detector,
+                    detection_of(made),
+                    separation_of(made),
+                )
+                bar.advance(count, f"class {label}")
+        return found
+
+    def _took(self, what: str, made: Artefact) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + made.seconds
+
+    def _activations(self, detector: str) -> Callable[[int, np.ndarray], Artefact]:
+        layer: str = self.model.feature_layer  # pyright: ignore[reportAttributeAccessIssue]
+        title = "activations" if self.progress else None
 
         def make() -> Made:
-            return _clustered(heatmaps, most, solver, mode, config.seed)
+            outputs = layer_outputs(self.model, self.train.images, layer, progress=title)
+            return Made({}, {"activations": outputs})
 
-        digest = hashlib.sha256(heatmaps.tobytes()).hexdigest()
-        key = hash_of(
-            heatmaps=digest, epsilon=epsilon, mode=mode, seed=config.seed, columns=_COLUMNS
-        )
-        return work.stage(f"cluster-{name:04d}", key, make)
+        outputs = self.work.stage("activations-all", hash_of(train=self.trained.key), make)
+        self._took("activations", outputs)
+        seed, projection = self.config.seed, detector.removeprefix("activation_")
 
-    of_classes: list[tuple[Any, ...]] = []
-    of_images: list[tuple[Any, ...]] = []
-    total = sum(map(len, members.values()))
-    with Bar("clustering classes", total, unit="images", show=progress) as bar:
-        for name, index in members.items():
-            found = cluster(name, index)
-            values = {"class": name, "seconds": round(found.seconds, 2), **found.values}
-            of_classes.append(tuple(values[column] for column in _COLUMNS))
-            of_images += [
-                (ids[i], name, int(label), float(score))
-                for i, label, score in zip(
-                    index, found.arrays["labels"], found.arrays["scores"], strict=True
-                )
-            ]
-            bar.advance(len(index), f"class {name}")
-    output = workdir / "classes.csv"
-    write_text(workdir / "clusters.csv", csv_text(("id", "class", "cluster", "score"), of_images))
-    write_text(output, csv_text(_COLUMNS, of_classes))
-    return output
+        def of_class(label: int, members: np.ndarray) -> Artefact:
+            key = hash_of(train=self.trained.key, seed=seed)
+            own = outputs.arrays["activations"][members]
+            return self.work.stage(
+                f"scan-{detector}-{label:04d}", key, lambda: _by_activations(own, projection, seed)
+            )
+
+        return of_class
+
+    def _heatmaps(self, detector: str) -> Callable[[int, np.ndarray], Artefact]:
+        solver, mode, seed = EntropicGW(), self.mode, self.config.seed
+
+        def of_class(label: int, members: np.ndarray) -> Artefact:
+            parts = []
+            for _, part in explain_class(
+                self.config, self.model, self.trained, self.train, label, self.work
+            ):
+                self._took("explain", part)
+                parts.append(part.arrays["heatmaps"])
+            key = hash_of(
+                train=self.trained.key,
+                attribution=self.config.attribution,
+                mode=mode,
+                seed=seed,
+                most=self.most,
+                epsilon=solver.epsilon,
+                options=(_MASS, _CENTER_SIZE, _RUNS),
+            )
+            return self.work.stage(
+                f"scan-{detector}-{label:04d}",
+                key,
+                lambda: _by_heatmaps(np.concatenate(parts), self.most, solver, mode, seed),
+            )
+
+        return of_class
 
 
-def _clustered(
+def _by_activations(activations: Float[np.ndarray, "n d"], projection: str, seed: int) -> Made:
+    found = ActivationClustering(projection, random_state=seed).fit(activations)
+    chosen = sample(len(activations))
+    return detected(
+        found.detection_, separation(found.sample_distances(chosen), found.labels_[chosen])
+    )
+
+
+def _by_heatmaps(
     heatmaps: Float[np.ndarray, "n h w"], most: int, solver: EntropicGW, mode: str, seed: int
 ) -> Made:
     # Repeated heatmaps fill the shape of the largest class, and are dropped again.
-    filled = spaces_in_mode(heatmaps[np.arange(most) % len(heatmaps)], mode, _MASS, _CENTER_SIZE)
-    spaces = filled.take(np.arange(len(heatmaps)))
-    found: GWClusters = gw_kmeans(
-        spaces,
-        center_size=_CENTER_SIZE,
-        solver=solver,
-        random_state=seed,
-        padded_to=most,
-    )
-    detection = two_way_detection(
-        found.labels, found.distances, seconds=0.0, converged=found.converged
-    )
-    smaller = detection.cluster_sizes[1]
-    apart = separation(spaces, found.labels, solver, points=_CENTER_SIZE)
-    return Made(
-        {
-            "images": len(heatmaps),
-            "smaller_cluster": smaller,
-            "share": smaller / len(heatmaps),
-            "silhouette": apart.silhouette,
-            "near_zero_eigenvalues": apart.near_zero_eigenvalues,
-            "eigengap": apart.eigengap,
-            "inertia": found.inertia,
-            "information_nats": found.information,
-            "improvable_share": found.improvable,
-            "unsolved_share": found.unsolved,
-            "rounds": found.rounds,
-            "converged": found.converged,
-        },
-        {"labels": detection.labels, "scores": detection.scores},
-    )
+    n = len(heatmaps)
+    filled = spaces_in_mode(heatmaps[np.arange(most) % n], mode, _MASS, _CENTER_SIZE)
+    spaces = filled.take(np.arange(n))
+    with warnings.catch_warnings():
+        # Reported as data, class by class.
+        warnings.simplefilter("ignore", UninformativeCouplingsWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = gw_kmeans(
+            spaces,
+            center_size=_CENTER_SIZE,
+            solver=solver,
+            n_init=_RUNS,
+            random_state=seed,
+            padded_to=most,
+        )
+    detection = detection_from(found, solver, seconds=0.0)
+    chosen = sample(n)
+    alike = chosen[np.arange(len(sample(most))) % len(chosen)]
+    distances = quantised_distances(spaces.take(alike), solver, _CENTER_SIZE)
+    distances = distances[: len(chosen), : len(chosen)]
+    return detected(detection, separation(distances, detection.labels[chosen]))
+
+
+def _row(of: ScannedClass, train: Dataset) -> dict[str, Any]:
+    suspects = of.detection.cluster_sizes[1]
+    return {
+        "class": of.label,
+        "name": train.class_names[of.label],
+        "detector": of.detector,
+        "suspicion": of.suspicion,
+        "suspicious": of.suspicious,
+        "images": len(of.members),
+        "suspects": suspects,
+        "share": suspects / len(of.members),
+        "silhouette": of.separation.silhouette,
+        "near_zero_eigenvalues": of.separation.near_zero_eigenvalues,
+        "eigengap": of.separation.eigengap,
+        "converged": of.detection.converged,
+        "seconds": round(of.detection.seconds, 2),
+        "notes": of.detection.notes,
+    }
+
+
+def _truth(ranked: list[ScannedClass], data: PoisonedSplits, config: RunConfig) -> dict[str, Any]:
+    """How right a scan is: the images called poisoned are the suspects of suspicious classes."""
+    called = np.zeros(len(data.poisoned), bool)
+    for of in ranked:
+        if of.suspicious:
+            called[of.members] = of.detection.suspects
+    order = [of.label for of in ranked]
+    rank = order.index(config.target) + 1 if config.target in order else None
+    return {
+        "attacked_class": config.target,
+        "rank": rank,
+        "falsely_suspicious": [
+            of.label for of in ranked if of.suspicious and of.label != config.target
+        ],
+        **vars(detection_rates(called, data.poisoned)),
+    }
+
+
+def _of_images(ranked: list[ScannedClass], train: Dataset) -> str:
+    rows = [
+        (train.ids[i], of.label, int(cluster), f"{score:.6g}")
+        for of in ranked
+        for i, cluster, score in zip(
+            of.members, of.detection.labels, of.detection.scores, strict=True
+        )
+    ]
+    return csv_text(("id", "class", "cluster", "score"), rows)

@@ -10,14 +10,11 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from jaxpoison._checks import check_integer
-from jaxpoison.gw.pairs import all_distances
-from jaxpoison.gw.quantisation import quantised
-from jaxpoison.gw.solver import EntropicGW
-from jaxpoison.spaces import SmallSpaces, Spaces
 
 # Below this an eigenvalue of the normalised Laplacian, which lies in 0..2, counts as zero.
 _NEAR_ZERO = 0.01
 _EIGENVALUES = 10
+_SAMPLE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,52 +43,41 @@ class Separation:
         return float(self.eigenvalues[2] - self.eigenvalues[1])
 
 
-def separation(
-    spaces: Spaces,
-    labels: Int[np.ndarray, " n"],
-    solver: EntropicGW | None = None,
-    *,
-    points: int = 10,
-    sample: int = 256,
-    neighbors: int = 10,
-) -> Separation:
-    """Measures how far the clusters of a class lie apart.
-
-    From all pairwise distances of a sample, evenly over the class, of quantised
-    heatmaps. The entropic distance of a heatmap from itself is not 0; half of
-    both sides' is taken off every distance.
+def sample(count: int) -> Int[np.ndarray, " m"]:
+    """Whose distances are compared in a class: at most 256 members, evenly over it.
 
     Args:
-        spaces: Heatmaps of one class, or quantised ones.
-        labels: Their clusters.
-        solver: How distances are computed.
-        points: Points to which whole heatmaps are quantised.
-        sample: Most heatmaps to compare. A class of fewer takes as long, in the same
-            compilation.
+        count: Members of the class.
+    """
+    return np.linspace(0, count - 1, min(_SAMPLE, count)).astype(int)
+
+
+def separation(
+    distances: Float[np.ndarray, "n n"], clusters: Int[np.ndarray, " n"], *, neighbors: int = 10
+) -> Separation:
+    """Measures how far the clusters of a class lie apart, in any distance.
+
+    Args:
+        distances: Of all pairs, not negative, 0 from itself; for heatmaps
+            :func:`jaxpoison.debiased_distances`.
+        clusters: The cluster of each.
         neighbors: Neighbours of each in the graph.
 
     Raises:
-        TypeError: A count is not an integer.
-        ValueError: There are fewer than three heatmaps, not one label for each, or a
-            count is too small.
+        TypeError: ``neighbors`` is not an integer.
+        ValueError: There are fewer than three points, the distances are no square, there
+            is not one cluster for each, or ``neighbors`` is below 1.
     """
-    check_integer("sample", sample, at_least=3)
     check_integer("neighbors", neighbors, at_least=1)
-    n = len(spaces)
-    if n < 3:
-        raise ValueError(f"separation needs at least three heatmaps, found {n}")
-    if len(labels) != n:
-        raise ValueError(f"expected one label per heatmap ({n}), found {len(labels)}")
-    count = min(sample, n)
-    chosen = np.linspace(0, n - 1, count).astype(int)
-    filled = spaces.take(chosen[np.arange(sample) % count])
-    small = filled if isinstance(filled, SmallSpaces) else quantised(filled, points)
-    found = all_distances(small, solver)[:count, :count].astype(np.float64)
-    own = np.diag(found)
-    distances = np.maximum(found - (own[:, None] + own) / 2, 0)
-    np.fill_diagonal(distances, 0)
-    clusters = np.asarray(labels)[chosen]
-    several = 1 < len(np.unique(clusters)) < count
+    n = len(distances)
+    if distances.shape != (n, n) or n < 3:
+        raise ValueError(
+            "separation needs a square of distances between at least three points, found shape "
+            f"{distances.shape}"
+        )
+    if len(clusters) != n:
+        raise ValueError(f"expected one cluster per point ({n}), found {len(clusters)}")
+    several = 1 < len(np.unique(clusters)) < n
     silhouette = silhouette_score(distances, clusters, metric="precomputed") if several else None
     return Separation(
         None if silhouette is None else float(silhouette), spectrum(distances, neighbors)

@@ -2,7 +2,7 @@ import csv
 import dataclasses
 import json
 import re
-from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from flax import nnx
 
 from jaxpoison import (
     Dataset,
-    EntropicGW,
     PoisonedSplits,
     RunConfig,
     pipeline,
@@ -24,8 +23,8 @@ from jaxpoison.clustering import gw_kmeans, spaces_in_mode
 from jaxpoison.config import MODELS
 from jaxpoison.models.layers import MaxPool
 from jaxpoison.pipeline import explain_all
-from jaxpoison.report.html import write_report
-from jaxpoison.screening import cluster_classes
+from jaxpoison.report.html import write_report, write_scan_report
+from jaxpoison.screening import scan
 
 DETECTORS = ("raw_pca", "activation_pca", "heatmap_paper")
 
@@ -97,7 +96,15 @@ SCHEMA = {
     "model": {"test_accuracy": float, "parameters": int},
     "attack": {"asr": float, "masr": type(None), "per_class_asr": type(None)},
     "detectors": {
-        name: {"acc": float, "tpr": float, "tnr": float, "cluster_sizes": list, "seconds": NUMBER}
+        name: {
+            "acc": float,
+            "tpr": float,
+            "tnr": float,
+            "cluster_sizes": list,
+            "silhouette": float,
+            "suspicious": (bool, type(None)),
+            "seconds": NUMBER,
+        }
         for name in DETECTORS
     },
     "seconds": {name: NUMBER for name in ("train", "evaluate", "explain", *DETECTORS)},
@@ -124,6 +131,7 @@ def test_results_have_the_documented_form(config, tmp_path):
         assert sum(row["cluster_sizes"]) == members.sum() == 40, name
         shares = [row[rate] for rate in ("acc", "tpr", "tnr")]
         assert all(0 <= share <= 1 for share in shares)
+        assert (row["suspicious"] is None) == (name != "activation_pca")
     layers = result["suspected_class"]["conservation"]
     assert [row["layer"] for row in layers] == ["conv", "pool", "hidden", "out"]
     assert layers[-1]["rule"] == "Epsilon"
@@ -290,39 +298,104 @@ def test_every_training_image_is_explained_part_by_part(config, tmp_path, monkey
     np.testing.assert_array_equal(np.load(explain_all(config, tmp_path)), heatmaps)
 
 
-def test_all_classes_are_clustered_once(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(screening, "separation", partial(screening.separation, sample=16))
+def read(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_all_classes_are_searched_once(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("jaxpoison.separation"), "_SAMPLE", 16)
     outcome = run(config, tmp_path)
-    by_class = tmp_path / "classes.csv"
-    assert cluster_classes(config, tmp_path, epsilon=0.1, mode="quick") == by_class
+    scanned = scan(config, tmp_path)
     train = outcome.splits.train
-    classes = list(csv.DictReader(by_class.read_text().splitlines()))
+    classes, images = read(tmp_path / "classes.csv"), read(tmp_path / "clusters.csv")
     sizes = np.bincount(train.labels)
-    assert [int(r["class"]) for r in classes] == np.flatnonzero(sizes).tolist()
-    images = list(csv.DictReader((tmp_path / "clusters.csv").read_text().splitlines()))
+    assert sorted(int(r["class"]) for r in classes) == np.flatnonzero(sizes).tolist()
+    suspicions = [float(r["suspicion"]) for r in classes]
+    assert suspicions == sorted(suspicions, reverse=True)
     assert sorted(r["id"] for r in images) == sorted(train.ids)
     for row in classes:
         own = [int(r["cluster"]) for r in images if r["class"] == row["class"]]
         assert len(own) == int(row["images"]) == sizes[int(row["class"])]
-        assert sum(own) == int(row["smaller_cluster"]) <= len(own) / 2
+        assert sum(own) == int(row["suspects"]) <= len(own) / 2
         assert -1 <= float(row["silhouette"]) <= 1
+        assert (row["suspicious"] == "True") == (float(row["suspicion"]) >= 1)
         assert int(row["near_zero_eigenvalues"]) >= 1
     # Alone and without padding, a class is split alike.
     spaces = spaces_in_mode(outcome.relevance, "quick", 0.99, 10)
-    alone = gw_kmeans(spaces, solver=EntropicGW(0.1), random_state=config.seed)
+    alone = gw_kmeans(spaces, n_init=3, random_state=config.seed)
     there = np.array([int(r["cluster"]) for r in images if int(r["class"]) == config.target])
     smaller = alone.labels == np.bincount(alone.labels).argmin()
     assert (there == smaller).mean() >= 0.98
+    record = json.loads((tmp_path / "scan.json").read_text())
+    assert record == scanned.result
+    order = [row["class"] for row in record["classes"]]
+    assert record["truth"]["rank"] == order.index(config.target) + 1
+    called = [
+        outcome.splits.train.ids[i]
+        for of in scanned.classes
+        if of.suspicious
+        for i in of.members[of.detection.suspects]
+    ]
+    poisoned = {train.ids[i] for i in np.flatnonzero(outcome.data.poisoned)}
+    hits = len(poisoned & set(called)) / len(poisoned)
+    assert record["truth"]["tpr"] == pytest.approx(hits)
 
     def changed(*_, **__):
-        raise AssertionError("a finished class was clustered again")
+        raise AssertionError("a finished class was searched again")
 
-    monkeypatch.setattr(screening, "_clustered", changed)
-    before = by_class.read_text()
-    cluster_classes(config, tmp_path, epsilon=0.1, mode="quick")
-    assert by_class.read_text() == before
+    monkeypatch.setattr(screening, "_by_heatmaps", changed)
+    monkeypatch.setattr(pipeline, "explain", changed)
+    before = (tmp_path / "classes.csv").read_text()
+    scan(config, tmp_path)
+    assert (tmp_path / "classes.csv").read_text() == before
+
+
+def test_the_cascade_explains_only_what_activations_make_suspicious(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("jaxpoison.separation"), "_SAMPLE", 16)
+    activations = scan(config, tmp_path, detector="activation_ica")
+    by_class = {of.label: of for of in activations.classes}
+    silhouettes = sorted(of.separation.silhouette for of in activations.classes)
+    # A threshold that two classes reach.
+    monkeypatch.setitem(screening.SUSPICIOUS, "activation_ica", silhouettes[-2])
+    explained = []
+    once = pipeline.explain
+
+    def counted(model, images, labels, **options):
+        explained.extend(labels.tolist())
+        return once(model, images, labels, **options)
+
+    monkeypatch.setattr(pipeline, "explain", counted)
+    cascade = scan(config, tmp_path, detector="cascade")
+    chosen = {k for k, of in by_class.items() if of.separation.silhouette >= silhouettes[-2]}
+    assert len(chosen) == 2
+    assert set(explained) == chosen
+    for of in cascade.classes:
+        assert of.detector == ("heatmap" if of.label in chosen else "activation_ica")
+        assert of.label in chosen or not of.suspicious
+    assert cascade.result["seconds"]["heatmap"] > 0
+    assert cascade.result["suspicious_silhouettes"].keys() == {"activation_ica", "heatmap"}
+
+
+def test_a_scan_makes_a_page(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("jaxpoison.separation"), "_SAMPLE", 16)
+    outcome = scan(config, tmp_path, detector="activation_pca")
+    write_scan_report(tmp_path / "scan.html", outcome)
+    text = (tmp_path / "scan.html").read_text()
+    assert "http" not in text.replace("http-equiv", "")
+    first = outcome.result["classes"][0]
+    assert f"Class {first['class']} ({first['name']}), suspects" in text
+    assert "In truth class 5 was attacked" in text
+    assert text.count("<img") >= 3
+
+
+def test_a_scan_refuses_what_it_does_not_know(config, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="mode must be one of exact, quick; found 'fast'"):
-        cluster_classes(config, tmp_path, mode="fast")
+        scan(config, tmp_path, mode="fast")
+    with pytest.raises(ValueError, match="detector must be one of .*cascade.* found 'raw_pca'"):
+        scan(config, tmp_path, detector="raw_pca")
+    monkeypatch.setattr(screening, "_FEWEST", 1000)
+    with pytest.raises(ValueError, match="no class has 1000 training images or more, found 300"):
+        scan(config, tmp_path)
 
 
 def test_report_is_self_contained(config, tmp_path):

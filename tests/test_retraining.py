@@ -60,9 +60,10 @@ def searched(attacked, monkeypatch):
         result = {
             "model": {"test_accuracy": 0.97},
             "attack": {"asr": data.poisoned.mean(), "masr": None},
+            "detectors": {name: {"suspicious": bool(found)} for name in config.detectors},
         }
         detections = {name: detection for name in config.detectors}
-        return RunOutcome(result, data, None, suspected, np.zeros(0), detections, [])
+        return RunOutcome(result, data, None, suspected, np.zeros(0), detections, {}, [])
 
     monkeypatch.setattr(retraining, "search", search)
     monkeypatch.setattr(
@@ -114,12 +115,12 @@ def test_rounds_are_bounded(searched, tmp_path):
     assert found["after"]["poisoned_images"] == 2
 
 
-def test_ends_where_nothing_is_suspected(searched, attacked, tmp_path, monkeypatch):
+def test_ends_where_the_class_is_not_suspicious(searched, attacked, tmp_path, monkeypatch):
     monkeypatch.setattr(
         retraining, "predict", lambda _, images: np.eye(2)[np.full(len(images), SOURCE)]
     )
     found = json.loads(repair(RunConfig(target=TARGET), tmp_path, max_rounds=9).read_text())
-    assert (found["removed"], found["ended"]) == (10, "nothing suspected")
+    assert (found["removed"], found["ended"]) == (10, "class not suspicious")
     assert found["after"]["training_images"] == 26
     assert found["after"]["suspects"] is None
 

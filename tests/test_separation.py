@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import silhouette_samples
 
-from jaxpoison import EntropicGW, all_distances, measure_spaces, quantised, separation
+from jaxpoison import (
+    EntropicGW,
+    all_distances,
+    debiased_distances,
+    measure_spaces,
+    quantised,
+    separation,
+)
 from jaxpoison.separation import spectrum
 
 
@@ -32,31 +39,32 @@ def test_spectrum_is_that_of_the_random_walk(rng):
 
 
 def test_poisoned_and_clean_heatmaps_lie_apart(heatmaps):
-    spaces = measure_spaces(heatmaps)
+    small = quantised(measure_spaces(heatmaps), 10)
     truth = np.arange(32) < 16
     solver = EntropicGW(0.02)
-    found = separation(spaces, truth, solver, sample=32)
-    matrix = all_distances(quantised(spaces, 10), solver).astype(float)
+    distances = debiased_distances(small, solver)
+    matrix = all_distances(small, solver).astype(float)
     debiased = matrix - (np.diag(matrix)[:, None] + np.diag(matrix)) / 2
     np.fill_diagonal(debiased, 0)
-    expected = silhouette_samples(np.maximum(debiased, 0), truth, metric="precomputed").mean()
-    assert found.silhouette == pytest.approx(expected, abs=1e-3)
+    np.testing.assert_allclose(distances, np.maximum(debiased, 0), atol=1e-6)
+    found = separation(distances, truth)
+    expected = silhouette_samples(distances, truth, metric="precomputed").mean()
+    assert found.silhouette == pytest.approx(expected)
     assert found.silhouette > 0.3
-    by_chance = separation(spaces, np.arange(32) % 2, solver, sample=32)
+    by_chance = separation(distances, np.arange(32) % 2)
     assert by_chance.silhouette < 0.05
     np.testing.assert_array_equal(found.eigenvalues, by_chance.eigenvalues)
     assert found.eigengap == found.eigenvalues[2] - found.eigenvalues[1]
-    # A larger sample than there are heatmaps changes nothing.
-    filled = separation(spaces, truth, solver, sample=40)
-    assert filled.silhouette == pytest.approx(found.silhouette, abs=1e-4)
-    assert separation(spaces, np.zeros(32, int), solver, sample=32).silhouette is None
+    assert separation(distances, np.zeros(32, int)).silhouette is None
 
 
-def test_what_cannot_be_measured_is_refused(heatmaps):
-    spaces = measure_spaces(heatmaps)
-    with pytest.raises(ValueError, match=r"one label per heatmap \(32\), found 3"):
-        separation(spaces, np.zeros(3, int))
-    with pytest.raises(ValueError, match="at least three heatmaps, found 2"):
-        separation(spaces.take(np.arange(2)), np.zeros(2, int))
-    with pytest.raises(ValueError, match="sample must be at least 3, found 2"):
-        separation(spaces, np.zeros(32, int), sample=2)
+def test_what_cannot_be_measured_is_refused(rng):
+    distances = between(rng.normal(size=(20, 2)))
+    with pytest.raises(ValueError, match=r"one cluster per point \(20\), found 3"):
+        separation(distances, np.zeros(3, int))
+    with pytest.raises(ValueError, match=r"at least three points, found shape \(2, 2\)"):
+        separation(distances[:2, :2], np.zeros(2, int))
+    with pytest.raises(ValueError, match=r"a square of distances .* found shape \(20, 5\)"):
+        separation(distances[:, :5], np.zeros(20, int))
+    with pytest.raises(ValueError, match="neighbors must be at least 1, found 0"):
+        separation(distances, np.zeros(20, int), neighbors=0)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from jaxpoison.clustering import GWClusters, gw_kmeans, spaces_in_mode
 from jaxpoison.detectors.detection import Detection, two_way_detection
+from jaxpoison.gw.pairs import debiased_distances
+from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EPSILON, EntropicGW
+from jaxpoison.spaces import MeasureSpaces, Spaces
 
 
 class HeatmapClustering(ClusterMixin, BaseEstimator):
@@ -31,6 +34,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         labels_: 1 for suspects (the smaller cluster), 0 for the others.
         detection_: The full result.
         clusters_: What k-means found.
+        spaces_: What it clustered.
     """
 
     def __init__(
@@ -71,8 +75,9 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         """
         started = time.perf_counter()
         solver = EntropicGW(epsilon=self.epsilon)
+        self.spaces_: Spaces = spaces_in_mode(X, self.mode, self.mass, self.center_size)
         self.clusters_: GWClusters = gw_kmeans(
-            spaces_in_mode(X, self.mode, self.mass, self.center_size),
+            self.spaces_,
             center_size=self.center_size,
             solver=solver,
             max_rounds=self.max_rounds,
@@ -80,21 +85,57 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
             random_state=self.random_state,
             progress=self.progress,
         )
-        found = self.clusters_
-        self.detection_: Detection = two_way_detection(
-            found.labels,
-            found.distances,
-            seconds=time.perf_counter() - started,
-            converged=found.converged and found.unsolved == 0,
-            notes={
-                "epsilon": self.epsilon,
-                "rounds": found.rounds,
-                "inertia": found.inertia,
-                "coupling_information_nats": found.information,
-                "product_couplings_share": found.product,
-                "improvable_couplings_share": found.improvable,
-                "unsolved_share": found.unsolved,
-            },
+        self.detection_: Detection = detection_from(
+            self.clusters_, solver, seconds=time.perf_counter() - started
         )
         self.labels_ = self.detection_.labels
         return self
+
+    def sample_distances(self, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m m"]:
+        """Debiased distances between some of the heatmaps, quantised, after ``fit``.
+
+        Args:
+            chosen: Their indices.
+        """
+        return quantised_distances(
+            self.spaces_.take(chosen), EntropicGW(self.epsilon), self.center_size
+        )
+
+
+def quantised_distances(
+    spaces: Spaces, solver: EntropicGW, points: int
+) -> Float[np.ndarray, "n n"]:
+    """Debiased distances between all heatmaps, quantised where they are not.
+
+    Args:
+        spaces: Heatmaps, or quantised ones.
+        solver: How distances are computed.
+        points: To which whole heatmaps are quantised.
+    """
+    small = quantised(spaces, points) if isinstance(spaces, MeasureSpaces) else spaces
+    return debiased_distances(small, solver)
+
+
+def detection_from(found: GWClusters, solver: EntropicGW, *, seconds: float) -> Detection:
+    """What two clusters say of a class.
+
+    Args:
+        found: The clusters.
+        solver: How their distances were computed.
+        seconds: Time taken.
+    """
+    return two_way_detection(
+        found.labels,
+        found.distances,
+        seconds=seconds,
+        converged=found.converged and found.unsolved == 0,
+        notes={
+            "epsilon": solver.epsilon,
+            "rounds": found.rounds,
+            "inertia": found.inertia,
+            "coupling_information_nats": found.information,
+            "product_couplings_share": found.product,
+            "improvable_couplings_share": found.improvable,
+            "unsolved_share": found.unsolved,
+        },
+    )

@@ -6,7 +6,7 @@ import time
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import KMeans
 
@@ -68,3 +68,12 @@ class MeanDistanceClustering(ClusterMixin, BaseEstimator):
         )
         self.labels_ = self.detection_.labels
         return self
+
+    def sample_distances(self, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m m"]:
+        """Differences between the numbers of some of the heatmaps, after ``fit``.
+
+        Args:
+            chosen: Their indices.
+        """
+        numbers = self.mean_distances_[chosen]
+        return np.abs(numbers[:, None] - numbers)

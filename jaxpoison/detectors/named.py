@@ -10,6 +10,7 @@ from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.mean_distance import MeanDistanceClustering
 from jaxpoison.detectors.raw import RawClustering
 from jaxpoison.gw.solver import PAPER_EPSILON
+from jaxpoison.separation import Separation
 
 # What a detector looks at, and how it is made from a seed.
 DETECTORS: dict[str, tuple[str, Callable[[int], Any]]] = {
@@ -24,3 +25,25 @@ DETECTORS: dict[str, tuple[str, Callable[[int], Any]]] = {
     ),
     "heatmap": ("relevance", lambda seed: HeatmapClustering(random_state=seed)),
 }
+# From which silhouette on a detector calls a class suspicious. Fixed on networks trained on
+# poisoned data; clean ones had no say.
+SUSPICIOUS = {
+    "activation_pca": 0.25,
+    "activation_ica": 0.15,
+    "heatmap": 0.78,
+}
+
+
+def suspicious(detector: str, apart: Separation) -> bool | None:
+    """Whether clusters lie so far apart that their class looks attacked.
+
+    Args:
+        detector: Who found them.
+        apart: How far.
+
+    Returns:
+        ``None`` for detectors that cannot tell.
+    """
+    if detector not in SUSPICIOUS:
+        return None
+    return apart.silhouette is not None and apart.silhouette >= SUSPICIOUS[detector]

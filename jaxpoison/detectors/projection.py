@@ -6,11 +6,12 @@ import time
 import warnings
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, FastICA
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import pairwise_distances
 
 from jaxpoison._checks import check_choice, check_integer
 from jaxpoison.detectors.detection import Detection, two_way_detection
@@ -31,6 +32,7 @@ class ProjectionClustering(ClusterMixin, BaseEstimator):
     Attributes:
         labels_: 1 for suspects (the smaller cluster), 0 for the others.
         detection_: The full result.
+        points_: What was clustered, ``[n, n_components]``.
     """
 
     def __init__(
@@ -73,18 +75,26 @@ class ProjectionClustering(ClusterMixin, BaseEstimator):
                 f"{self.n_components} components need at least as many images and values per "
                 f"image, found {rows.shape[0]} images of {rows.shape[1]} values"
             )
-        points, converged = self._project(rows)
+        self.points_, converged = self._project(rows)
         means = KMeans(
             2, n_init=self.n_init, max_iter=self.max_iter, random_state=self.random_state
-        ).fit(points)
+        ).fit(self.points_)
         self.detection_: Detection = two_way_detection(
             means.labels_,
-            means.transform(points),
+            means.transform(self.points_),
             seconds=time.perf_counter() - started,
             converged=converged and means.n_iter_ < self.max_iter,
         )
         self.labels_ = self.detection_.labels
         return self
+
+    def sample_distances(self, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m m"]:
+        """Euclidean distances between some of the projected images, after ``fit``.
+
+        Args:
+            chosen: Their indices.
+        """
+        return pairwise_distances(self.points_[chosen])
 
     def _project(self, rows: np.ndarray) -> tuple[np.ndarray, bool]:
         if self.projection == "pca":

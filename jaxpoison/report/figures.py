@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -105,6 +106,21 @@ def _scores(axis: Axes, found: Detection, poisoned: Bool[np.ndarray, " n"] | Non
     axis.set_yscale("symlog")
     axis.tick_params(labelsize=7)
     axis.set_xlabel("score", fontsize=8)
+
+
+def class_ranking(rows: Sequence[dict[str, Any]]) -> Figure:
+    """How suspicious every class is, most suspicious first; suspicious from 1 on."""
+    figure = Figure(figsize=(7.0, 0.16 * len(rows) + 0.8), layout="constrained")
+    axis = figure.subplots()
+    colors = [_SUSPECT if row["suspicious"] else _CLEAN for row in rows]
+    axis.barh(range(len(rows)), [row["suspicion"] for row in rows], color=colors)
+    names = [f"{row['class']} {row['name']}" for row in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=6)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    axis.set_xlabel("suspicion", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    return figure
 
 
 def training_course(epochs: Sequence[dict[str, float]]) -> Figure:

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from jaxpoison._files import write_text
+from jaxpoison.attributions import ATTRIBUTIONS, explain
 from jaxpoison.pipeline import RunOutcome
-from jaxpoison.report.figures import cluster_map, examples, training_course
+from jaxpoison.report.figures import class_ranking, cluster_map, examples, training_course
+from jaxpoison.screening import ScanOutcome
 
 _EXAMPLES = 4
+# Most classes whose images a scan shows.
+_CLASSES = 3
 
 
 def write_report(path: Path, outcome: RunOutcome) -> None:
@@ -26,12 +30,7 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
         path: The HTML file.
         outcome: What the run found.
     """
-    environment = Environment(
-        loader=PackageLoader("jaxpoison.report"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["percent"] = _percent
-    environment.filters["picture"] = _picture
-    template = environment.get_template("report.html.jinja")
+    template = _template("report.html.jinja")
     names = outcome.splits.train.class_names
     config = outcome.result["config"]
     write_text(
@@ -47,6 +46,53 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
             disagreements=_disagreements(outcome),
         ),
     )
+
+
+def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
+    """Writes a report of a scan, with pictures of the most suspicious classes.
+
+    Args:
+        path: The HTML file.
+        outcome: What the scan found.
+    """
+    shown = [of for of in outcome.classes if of.suspicious] or outcome.classes[:1]
+    pictures = []
+    for of in shown[:_CLASSES]:
+        name, suspects = outcome.train.class_names[of.label], of.detection.suspects
+        for title, group in (("suspects", suspects), ("others", ~suspects)):
+            members = of.members[group]
+            if not len(members):
+                continue
+            rows = members[_evenly(len(members))]
+            images, labels = outcome.train.images[rows], outcome.train.labels[rows]
+            method = ATTRIBUTIONS[outcome.attribution]()
+            relevance = explain(outcome.model, images, labels, method=method).relevance
+            titles = [Path(outcome.train.ids[row]).name for row in rows]
+            pictures.append(
+                (f"Class {of.label} ({name}), {title}", examples(images, relevance, titles))
+            )
+    write_text(
+        path,
+        _template("scan.html.jinja").render(
+            result=outcome.result,
+            ranking_figure=class_ranking(outcome.result["classes"]),
+            example_figures=pictures,
+        ),
+    )
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("jaxpoison.report"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["picture"] = _picture
+    return environment.get_template(name)
+
+
+def _evenly(count: int) -> np.ndarray:
+    """A few of them, evenly over all."""
+    return np.linspace(0, count - 1, min(2 * _EXAMPLES, count)).astype(int)
 
 
 def _trigger(config: dict[str, Any]) -> str:
@@ -74,7 +120,7 @@ def _example_figures(outcome: RunOutcome) -> list[tuple[str, Figure]]:
         index = np.flatnonzero(members)
         if not len(index):
             continue
-        chosen = index[np.linspace(0, len(index) - 1, min(2 * _EXAMPLES, len(index))).astype(int)]
+        chosen = index[_evenly(len(index))]
         rows = outcome.suspected[chosen]
         figures.append(
             (
