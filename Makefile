@@ -15,13 +15,15 @@ test: $(VENV)/.installed-test
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The paper's tables, row by row, and figures; rows that are recorded are left as they are.
+# The paper's tables, row by row, its figures, scans and repairs; what is recorded is left as it is.
 paper: $(VENV)/.installed
 	for table in table1 table2 table3 table4 table5; do \
 	  $(BIN)/python -m experiments.$$table $(ARGS) || exit 1; \
 	done
 	$(BIN)/python -m experiments.summary
-	$(BIN)/python -m experiments.figures $(ARGS)
+	for other in figures low_rates scans repairs; do \
+	  $(BIN)/python -m experiments.$$other $(ARGS) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV)
