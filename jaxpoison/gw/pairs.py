@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxpoison._progress import Bar
 from jaxpoison.gw.distances import moments
 from jaxpoison.gw.products import QuadrantSpaces, laid_out, quadrant_product
-from jaxpoison.gw.solver import INEXACT, TINY, EntropicGW, Problems, measure, solve
+from jaxpoison.gw.small import TINY
+from jaxpoison.gw.solver import INEXACT, EntropicGW, Problems, measure, solve
 from jaxpoison.parallel import over_devices
 from jaxpoison.spaces import SmallSpaces, Spaces
 

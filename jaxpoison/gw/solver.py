@@ -6,13 +6,14 @@ in POT's convention: POT minimises the linearisation 2 (const - 2 C1 T C2) with
 entropy epsilon; OTT-JAX halves the linearisation, so that its epsilon is half
 of POT's.
 
-Three things make it fast. Products with pixel distances are one matrix product
+Four things make it fast. Products with pixel distances are one matrix product
 for all problems (:mod:`jaxpoison.gw.products`). A centre has few points, so
 that the inner problem has few unknowns once its pixel potentials are
 eliminated: Newton's method solves it in one or two steps where Sinkhorn's
 scaling takes hundreds at small epsilon. And problems pass through a fixed
 number of slots: one that is solved gives its place to the next, so that shapes
-are static and solved problems cost nothing.
+are static and solved problems cost nothing. Where both sides have few points,
+arrays put problems last (:mod:`jaxpoison.gw.small`).
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison._checks import check_integer, check_positive
+from jaxpoison.gw import small
 from jaxpoison.gw.products import LaidOut, distance_product, largest_distances
 from jaxpoison.spaces import SmallSpaces
 
-# Largest step of a potential; Newton's model of the problem holds only nearby.
-_SCALING_STEP = 20.0
-_NEWTON_STEP = 1.0
+# Relative; of float32.
 _ROUNDING = 1.2e-7
 # Spaces of so many points count as small.
 _FEW = 64
 INEXACT = 0.02
-TINY = 1e-30
+# Steps between two changes of slots, where both sides have few points.
+_SMALL_STEPS = 4
 
 
 # The package's, and that of Schulth, Berghoff, Neu.
@@ -56,7 +58,7 @@ class EntropicGW:
         max_iterations: Most linearisations.
         slots: Problems that are worked on at once on each device; they bound the memory.
             By default 16 on CPUs, whose caches hold as many plans, else 512; for spaces
-            of few points 32 and 8192.
+            of few points 64 and 8192.
     """
 
     epsilon: float = EPSILON
@@ -76,7 +78,7 @@ class EntropicGW:
         if self.slots is not None:
             return self.slots
         if jax.default_backend() == "cpu":
-            return 16 if points > _FEW else 32
+            return 16 if points > _FEW else 64
         return 512 if points > _FEW else 8192
 
 
@@ -110,23 +112,35 @@ class Plans(NamedTuple):
     converged: Bool[Array, " n"]
 
 
+class _Lanes(NamedTuple):
+    """How far problems are.
+
+    Attributes:
+        plan: The plan of the last linearisation that was solved.
+        potential: Of the centre's points, in units of epsilon.
+        taken: Linearisations solved.
+        tried: Steps made.
+        settled: Whether the plan has stopped changing.
+    """
+
+    plan: Float[Array, "b m p"]
+    potential: Float[Array, "b m"]
+    taken: Int[Array, " b"]
+    tried: Int[Array, " b"]
+    settled: Bool[Array, " b"]
+
+
 class _Slots(NamedTuple):
     """Problems in progress.
 
     Attributes:
         problem: Which problem; as many as there are problems, if none.
-        plan: The plan of the last linearisation that was solved.
-        potential: Of the centre's points, in units of epsilon.
-        taken: Linearisations solved.
-        tried: Steps made.
+        lanes: How far they are.
         following: The next problem that waits.
     """
 
     problem: Int[Array, " b"]
-    plan: Float[Array, "b m p"]
-    potential: Float[Array, "b m"]
-    taken: Int[Array, " b"]
-    tried: Int[Array, " b"]
+    lanes: _Lanes
     following: Int[Array, ""]
 
 
@@ -167,18 +181,11 @@ def solve(
     def advance(state: tuple[_Slots, Plans]) -> tuple[_Slots, Plans]:
         slots, found = state
         here = problems.take(jnp.minimum(slots.problem, n - 1))
-        plan, potential, error = _inner_step(here, slots.plan, slots.potential, solver.epsilon)
         tolerance = jnp.maximum(asked, _resolution(here, solver.epsilon))
-        change = jnp.abs(plan - slots.plan).sum((1, 2))
-        # While plans still move far, their marginals need not hold to the last digit.
-        solved = error <= jnp.maximum(tolerance, INEXACT * change)
-        settled = (error <= tolerance) & (change <= tolerance)
-        plan = jnp.where(solved[:, None, None], plan, slots.plan)
-        taken, tried = slots.taken + solved, slots.tried + 1
+        steps = _small_steps if isinstance(here.spaces, SmallSpaces) else _step
+        plan, potential, taken, tried, settled = steps(here, slots.lanes, tolerance, solver)
         busy = slots.problem < n
-        # A linearisation takes one or two steps; many more mean that it has no end.
-        spent = (taken >= solver.max_iterations) | (tried >= 4 * solver.max_iterations)
-        done = busy & (settled | spent)
+        done = busy & (settled | _spent(taken, tried, solver))
         into = jnp.where(done, slots.problem, n)
         found = Plans(
             found.plans.at[into].set(plan, mode="drop"),
@@ -188,14 +195,14 @@ def solve(
         candidates = slots.following + jnp.cumsum(done) - 1
         index = jnp.where(done, jnp.where(candidates < count, candidates, n), slots.problem)
         new = done[:, None, None]
-        return _Slots(
-            index,
+        lanes = _Lanes(
             jnp.where(new, load(index), plan),
             jnp.where(done[:, None], 0, potential),
             jnp.where(done, 0, taken),
             jnp.where(done, 0, tried),
-            slots.following + done.sum(),
-        ), found
+            settled & ~done,
+        )
+        return _Slots(index, lanes, slots.following + done.sum()), found
 
     def unfinished(state: tuple[_Slots, Plans]) -> Array:
         return (state[0].problem < n).any()
@@ -203,14 +210,9 @@ def solve(
     first = jnp.arange(size)
     index = jnp.where(first < count, first, n)
     zeros = jnp.zeros(size, jnp.int32)
-    slots = _Slots(
-        index,
-        load(index),
-        jnp.zeros((size, points), problems.spaces.weights.dtype),
-        zeros,
-        zeros,
-        jnp.int32(size),
-    )
+    potential = jnp.zeros((size, points), problems.spaces.weights.dtype)
+    lanes = _Lanes(load(index), potential, zeros, zeros, zeros.astype(bool))
+    slots = _Slots(index, lanes, jnp.int32(size))
     everything = product_plans(problems) if start is None else start
     found = Plans(
         jnp.broadcast_to(everything, (n, points, pixels)),
@@ -218,6 +220,70 @@ def solve(
         jnp.ones(n, bool),
     )
     return jax.lax.while_loop(unfinished, advance, (slots, found))[1]
+
+
+def _spent(
+    taken: Int[Array, " b"], tried: Int[Array, " b"], solver: EntropicGW
+) -> Bool[Array, " b"]:
+    # A linearisation takes one or two steps; many more mean that it has no end.
+    return (taken >= solver.max_iterations) | (tried >= 4 * solver.max_iterations)
+
+
+def _step(
+    problems: Problems, lanes: _Lanes, tolerance: Float[Array, " b"], solver: EntropicGW
+) -> _Lanes:
+    """One step of every problem."""
+    plan, potential, error = _inner_step(problems, lanes.plan, lanes.potential, solver.epsilon)
+    change = jnp.abs(plan - lanes.plan).sum((1, 2))
+    solved, settled = _judged(error, change, tolerance)
+    return _Lanes(
+        jnp.where(solved[:, None, None], plan, lanes.plan),
+        potential,
+        lanes.taken + solved,
+        lanes.tried + 1,
+        settled,
+    )
+
+
+def _small_steps(
+    problems: Problems, lanes: _Lanes, tolerance: Float[Array, " b"], solver: EntropicGW
+) -> _Lanes:
+    """A few steps of every problem that is not done; both sides have few points."""
+    strength = _last(_strength(problems, solver.epsilon))
+    distances = _last(problems.spaces.distances)  # pyright: ignore[reportAttributeAccessIssue]
+    p, q = _last(problems.spaces.weights), _last(problems.centers.weights)
+
+    def step(_: int, lanes: _Lanes) -> _Lanes:
+        plan, potential, error = small.step(strength, distances, p, q, lanes.plan, lanes.potential)
+        change = small.total(jnp.abs(plan - lanes.plan)).sum(0)
+        solved, settled = _judged(error, change, tolerance)
+        on = ~(lanes.settled | _spent(lanes.taken, lanes.tried, solver))
+        return _Lanes(
+            jnp.where(on & solved, plan, lanes.plan),
+            jnp.where(on, potential, lanes.potential),
+            lanes.taken + (on & solved),
+            lanes.tried + on,
+            lanes.settled | (on & settled),
+        )
+
+    start = lanes._replace(plan=_last(lanes.plan), potential=_last(lanes.potential))
+    end = jax.lax.fori_loop(0, _SMALL_STEPS, step, start)
+    plan, potential = (jnp.moveaxis(x, -1, 0) for x in (end.plan, end.potential))
+    return end._replace(plan=plan, potential=potential)
+
+
+def _last(x: Array | np.ndarray) -> Array:
+    """Problems come last instead of first."""
+    return jnp.moveaxis(jnp.asarray(x), 0, -1)
+
+
+def _judged(
+    error: Float[Array, " b"], change: Float[Array, " b"], tolerance: Float[Array, " b"]
+) -> tuple[Bool[Array, " b"], Bool[Array, " b"]]:
+    """Whether a linearisation is solved, and whether it was the last."""
+    # While plans still move far, their marginals need not hold to the last digit.
+    solved = error <= jnp.maximum(tolerance, INEXACT * change)
+    return solved, (error <= tolerance) & (change <= tolerance)
 
 
 def _strength(problems: Problems, epsilon: float) -> Float[Array, "n m m"]:
@@ -266,11 +332,11 @@ def _inner_step(
         return jnp.einsum("bmp,bp->bm", kernel, pixel_scale)
 
     def pixel_scale(scale: Array) -> Array:
-        return p / jnp.maximum(jnp.einsum("bmp,bm->bp", kernel, scale), TINY)
+        return p / jnp.maximum(jnp.einsum("bmp,bm->bp", kernel, scale), small.TINY)
 
     held = over_pixels(p / kernel.sum(1))
-    step = jnp.log(q) - jnp.log(jnp.maximum(held, TINY))
-    scale = jnp.exp(jnp.clip(step, -_SCALING_STEP, _SCALING_STEP))
+    step = jnp.log(q) - jnp.log(jnp.maximum(held, small.TINY))
+    scale = jnp.exp(jnp.clip(step, -small.SCALING_STEP, small.SCALING_STEP))
     new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
     held = new.sum(-1)
     inverse = jnp.where(p > 0, 1 / jnp.where(p > 0, p, 1), 0)
@@ -281,7 +347,7 @@ def _inner_step(
     eye = jnp.eye(points, dtype=p.dtype)
     hessian = held[:, :, None] * eye - shared + 1 / points**2 + 1e-7 * eye
     newton = _solve(hessian, q - held)
-    newton = jnp.clip(jnp.nan_to_num(newton), -_NEWTON_STEP, _NEWTON_STEP)
+    newton = jnp.clip(jnp.nan_to_num(newton), -small.NEWTON_STEP, small.NEWTON_STEP)
     scale = scale * jnp.exp(newton)
     new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
     error = jnp.abs(new.sum(-1) - q).sum(-1)
