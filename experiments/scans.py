@@ -25,7 +25,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     # The network that perturbs the images of Table 2.
     "clean": (f"clean-seed{SURROGATE_SEED}", {"attack": "none", "seed": SURROGATE_SEED}),
 }
-DETECTORS = ("heatmap", "activation_ica", "activation_pca", "cascade")
+DETECTORS = ("heatmap", "activation_pca", "cascade")
 BEST = 3
 
 

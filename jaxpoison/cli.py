@@ -172,8 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     screen.add_argument(
         "--detector",
         default="heatmap",
-        help="heatmap, activation_ica, activation_pca, or cascade: activation_ica, then heatmap on "
-        "the classes that it calls suspicious [heatmap]",
+        help="heatmap, activation_pca, or cascade: activation_pca, then heatmap on the classes "
+        "whose clusters lie apart [heatmap]",
     )
     screen.add_argument(
         "--mode",

@@ -38,7 +38,9 @@ from jaxpoison.results import config_record, csv_text
 from jaxpoison.separation import Separation, sample, separation
 from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
 
-CASCADE = ("activation_ica", "heatmap")
+CASCADE = ("activation_pca", "heatmap")
+# From which silhouette of the first on the second looks at a class.
+_PASSED_ON = 0.5
 SCANNERS = (*reversed(SUSPICIOUS), "cascade")
 _MASS, _CENTER_SIZE, _RUNS = 0.99, 10, 3
 # A class of fewer images is left out.
@@ -121,8 +123,8 @@ def scan(
 
     A class is called suspicious from a silhouette on that was fixed for each
     detector. ``cascade`` is the paper's conclusion: Activation
-    Clustering looks at every class, Heatmap Clustering at those that it calls
-    suspicious, and only these are explained.
+    Clustering looks at every class, Heatmap Clustering at those whose clusters lie
+    apart by half a silhouette, and only these are explained.
 
     One class is worked on at a time, all padded to the size of the largest, so
     that one compilation serves; a finished class is not searched again. Classes
@@ -151,7 +153,9 @@ def scan(
     detectors = CASCADE if detector == "cascade" else (detector,)
     found = searcher.search(detectors[0], searcher.classes)
     for following in detectors[1:]:
-        passed_on = [k for k in searcher.classes if found[k].suspicious]
+        passed_on = [
+            k for k in searcher.classes if (found[k].separation.silhouette or 0) >= _PASSED_ON
+        ]
         found |= searcher.search(following, passed_on)
     ranked = sorted(found.values(), key=lambda of: -of.suspicion)
     result = {
