@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import ot
 import pytest
@@ -14,6 +15,9 @@ from jaxpoison import (
     quantised,
 )
 from jaxpoison.gw import pairs as module
+from jaxpoison.gw import small as small_module
+from jaxpoison.gw import solver as solver_module
+from jaxpoison.gw.solver import Problems, product_plans
 
 SIZE = 6
 
@@ -67,6 +71,30 @@ def test_pairs_are_distances_to_centers(spaces):
     pairs = np.stack(np.meshgrid(np.arange(32), np.arange(3), indexing="ij"), -1).reshape(-1, 2)
     found = pair_distances(small, pairs, solver)
     np.testing.assert_allclose(found.values, matrix.ravel(), rtol=1e-4)
+
+
+def test_a_step_with_problems_last_is_the_one_with_problems_first(spaces):
+    quarter = quantised(spaces, SIZE)
+    problems = Problems(quarter.take(np.arange(8)), quarter.take(np.arange(8, 16)))
+    plan, potential = product_plans(problems), np.zeros((8, SIZE), np.float32)
+    sides = problems.spaces.distances, problems.spaces.weights, problems.centers.weights
+    strength = solver_module._strength(problems, 0.02)
+    last = [jnp.moveaxis(jnp.asarray(x), 0, -1) for x in (strength, *sides, plan, potential)]
+    for _ in range(3):
+        plan, potential, error = solver_module._inner_step(problems, plan, potential, 0.02)
+        *last[4:], there = small_module.step(*last)
+        np.testing.assert_allclose(np.moveaxis(last[4], -1, 0), plan, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(np.moveaxis(last[5], -1, 0), potential, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(there, error, atol=1e-5)
+
+
+def test_small_systems_are_solved(rng):
+    roots = rng.normal(size=(SIZE, SIZE, 5))
+    matrices = np.einsum("ikb,jkb->ijb", roots, roots) + 0.1 * np.eye(SIZE)[:, :, None]
+    right = rng.normal(size=(SIZE, 5))
+    found = small_module.solved(*(jnp.asarray(x, jnp.float32) for x in (matrices, right)))
+    expected = np.linalg.solve(np.moveaxis(matrices, -1, 0), right.T[:, :, None])[:, :, 0].T
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_blocks_change_nothing(spaces, monkeypatch):
