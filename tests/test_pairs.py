@@ -15,9 +15,8 @@ from jaxpoison import (
     quantised,
 )
 from jaxpoison.gw import pairs as module
-from jaxpoison.gw import small as small_module
-from jaxpoison.gw import solver as solver_module
-from jaxpoison.gw.solver import Problems, product_plans
+from jaxpoison.gw.many import first, last, solved
+from jaxpoison.gw.steps import Problems, product_plans, small_step, step, strength_of
 
 SIZE = 6
 
@@ -74,25 +73,25 @@ def test_pairs_are_distances_to_centers(spaces):
 
 
 def test_a_step_with_problems_last_is_the_one_with_problems_first(spaces):
-    quarter = quantised(spaces, SIZE)
-    problems = Problems(quarter.take(np.arange(8)), quarter.take(np.arange(8, 16)))
-    plan, potential = product_plans(problems), np.zeros((8, SIZE), np.float32)
+    small = quantised(spaces, SIZE)
+    problems = Problems(small.take(np.arange(8)), small.take(np.arange(8, 16)))
+    plan, potential = product_plans(problems), jnp.zeros((8, SIZE))
     sides = problems.spaces.distances, problems.spaces.weights, problems.centers.weights
-    strength = solver_module._strength(problems, 0.02)
-    last = [jnp.moveaxis(jnp.asarray(x), 0, -1) for x in (strength, *sides, plan, potential)]
+    given = [last(x) for x in (strength_of(problems, 0.02), *sides)]
+    there = last(plan), last(potential)
     for _ in range(3):
-        plan, potential, error = solver_module._inner_step(problems, plan, potential, 0.02)
-        *last[4:], there = small_module.step(*last)
-        np.testing.assert_allclose(np.moveaxis(last[4], -1, 0), plan, rtol=1e-3, atol=1e-6)
-        np.testing.assert_allclose(np.moveaxis(last[5], -1, 0), potential, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(there, error, atol=1e-5)
+        plan, potential, error = step(problems, plan, potential, 0.02)
+        *there, error_there = small_step(*given, *there)
+        np.testing.assert_allclose(first(there[0]), plan, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(first(there[1]), potential, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(error_there, error, atol=1e-5)
 
 
 def test_small_systems_are_solved(rng):
     roots = rng.normal(size=(SIZE, SIZE, 5))
     matrices = np.einsum("ikb,jkb->ijb", roots, roots) + 0.1 * np.eye(SIZE)[:, :, None]
     right = rng.normal(size=(SIZE, 5))
-    found = small_module.solved(*(jnp.asarray(x, jnp.float32) for x in (matrices, right)))
+    found = solved(jnp.asarray(matrices, jnp.float32), jnp.asarray(right, jnp.float32))
     expected = np.linalg.solve(np.moveaxis(matrices, -1, 0), right.T[:, :, None])[:, :, 0].T
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
 

@@ -46,7 +46,8 @@ from jaxpoison import (
     quantised,
 )
 from jaxpoison.gw.products import laid_out
-from jaxpoison.gw.solver import Problems, solve
+from jaxpoison.gw.solver import solve
+from jaxpoison.gw.steps import Problems
 
 TARGET, SIZE, PAIRS, SAMPLE, ALL_PAIRS = 5, 10, 16, 200, 2000
 COUNTS, MASSES, SIDES = (500, 1000, 2500, 10_000), (0.5, 0.8, 0.95, 0.99), (16, 32, 64)

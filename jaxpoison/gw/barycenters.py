@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison.gw.distances import center_spread, in_groups, moments, product_change
 from jaxpoison.gw.products import LaidOut, distance_product, laid_out
-from jaxpoison.gw.solver import EntropicGW, Problems, product_plans, solve
+from jaxpoison.gw.solver import EntropicGW, solve
+from jaxpoison.gw.steps import Problems, product_plans
 from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import SmallSpaces, Spaces
 

@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxpoison.gw.products import LaidOut, distance_product, laid_out
-from jaxpoison.gw.solver import EntropicGW, Problems, measure, product_plans, solve
+from jaxpoison.gw.solver import EntropicGW, measure, solve
+from jaxpoison.gw.steps import Problems, product_plans
 from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import SmallSpaces, Spaces
 

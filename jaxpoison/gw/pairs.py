@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxpoison._progress import Bar
 from jaxpoison.gw.distances import moments
 from jaxpoison.gw.products import QuadrantSpaces, laid_out, quadrant_product
-from jaxpoison.gw.small import TINY
-from jaxpoison.gw.solver import INEXACT, EntropicGW, Problems, measure, solve
+from jaxpoison.gw.solver import INEXACT, EntropicGW, measure, solve
+from jaxpoison.gw.steps import TINY, Problems
 from jaxpoison.parallel import over_devices
 from jaxpoison.spaces import SmallSpaces, Spaces
 

@@ -13,7 +13,7 @@ eliminated: Newton's method solves it in one or two steps where Sinkhorn's
 scaling takes hundreds at small epsilon. And problems pass through a fixed
 number of slots: one that is solved gives its place to the next, so that shapes
 are static and solved problems cost nothing. Where both sides have few points,
-arrays put problems last (:mod:`jaxpoison.gw.small`).
+arrays put problems last (:mod:`jaxpoison.gw.many`).
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison._checks import check_integer, check_positive
-from jaxpoison.gw import small
-from jaxpoison.gw.products import LaidOut, distance_product, largest_distances
+from jaxpoison.gw.many import first, last, total
+from jaxpoison.gw.products import distance_product
+from jaxpoison.gw.steps import Problems, product_plans, resolution, small_step, step, strength_of
 from jaxpoison.spaces import SmallSpaces
 
-# Relative; of float32.
-_ROUNDING = 1.2e-7
 # Spaces of so many points count as small.
 _FEW = 64
 INEXACT = 0.02
@@ -82,22 +80,6 @@ class EntropicGW:
         return 512 if points > _FEW else 8192
 
 
-class Problems(NamedTuple):
-    """Spaces, each with a centre of its own.
-
-    Attributes:
-        spaces: Heatmaps, or spaces of few points.
-        centers: As many centres.
-    """
-
-    spaces: LaidOut
-    centers: SmallSpaces
-
-    def take(self, index: Array) -> Problems:
-        """The problems at the given indices."""
-        return Problems(self.spaces.take(index), self.centers.take(index))
-
-
 class Plans(NamedTuple):
     """Solutions of problems.
 
@@ -144,12 +126,6 @@ class _Slots(NamedTuple):
     following: Int[Array, ""]
 
 
-def product_plans(problems: Problems) -> Float[Array, "n m p"]:
-    """The products of the marginals: the usual start."""
-    p, q = jnp.asarray(problems.spaces.weights), jnp.asarray(problems.centers.weights)
-    return q[:, :, None] * p[:, None, :]
-
-
 def solve(
     problems: Problems,
     solver: EntropicGW,
@@ -181,7 +157,7 @@ def solve(
     def advance(state: tuple[_Slots, Plans]) -> tuple[_Slots, Plans]:
         slots, found = state
         here = problems.take(jnp.minimum(slots.problem, n - 1))
-        tolerance = jnp.maximum(asked, _resolution(here, solver.epsilon))
+        tolerance = jnp.maximum(asked, resolution(here, solver.epsilon))
         steps = _small_steps if isinstance(here.spaces, SmallSpaces) else _step
         plan, potential, taken, tried, settled = steps(here, slots.lanes, tolerance, solver)
         busy = slots.problem < n
@@ -207,8 +183,8 @@ def solve(
     def unfinished(state: tuple[_Slots, Plans]) -> Array:
         return (state[0].problem < n).any()
 
-    first = jnp.arange(size)
-    index = jnp.where(first < count, first, n)
+    leading = jnp.arange(size)
+    index = jnp.where(leading < count, leading, n)
     zeros = jnp.zeros(size, jnp.int32)
     potential = jnp.zeros((size, points), problems.spaces.weights.dtype)
     lanes = _Lanes(load(index), potential, zeros, zeros, zeros.astype(bool))
@@ -233,7 +209,7 @@ def _step(
     problems: Problems, lanes: _Lanes, tolerance: Float[Array, " b"], solver: EntropicGW
 ) -> _Lanes:
     """One step of every problem."""
-    plan, potential, error = _inner_step(problems, lanes.plan, lanes.potential, solver.epsilon)
+    plan, potential, error = step(problems, lanes.plan, lanes.potential, solver.epsilon)
     change = jnp.abs(plan - lanes.plan).sum((1, 2))
     solved, settled = _judged(error, change, tolerance)
     return _Lanes(
@@ -249,13 +225,13 @@ def _small_steps(
     problems: Problems, lanes: _Lanes, tolerance: Float[Array, " b"], solver: EntropicGW
 ) -> _Lanes:
     """A few steps of every problem that is not done; both sides have few points."""
-    strength = _last(_strength(problems, solver.epsilon))
-    distances = _last(problems.spaces.distances)  # pyright: ignore[reportAttributeAccessIssue]
-    p, q = _last(problems.spaces.weights), _last(problems.centers.weights)
+    strength = last(strength_of(problems, solver.epsilon))
+    distances = last(problems.spaces.distances)  # pyright: ignore[reportAttributeAccessIssue]
+    p, q = last(problems.spaces.weights), last(problems.centers.weights)
 
-    def step(_: int, lanes: _Lanes) -> _Lanes:
-        plan, potential, error = small.step(strength, distances, p, q, lanes.plan, lanes.potential)
-        change = small.total(jnp.abs(plan - lanes.plan)).sum(0)
+    def one(_: int, lanes: _Lanes) -> _Lanes:
+        plan, potential, error = small_step(strength, distances, p, q, lanes.plan, lanes.potential)
+        change = total(jnp.abs(plan - lanes.plan)).sum(0)
         solved, settled = _judged(error, change, tolerance)
         on = ~(lanes.settled | _spent(lanes.taken, lanes.tried, solver))
         return _Lanes(
@@ -266,15 +242,9 @@ def _small_steps(
             lanes.settled | (on & settled),
         )
 
-    start = lanes._replace(plan=_last(lanes.plan), potential=_last(lanes.potential))
-    end = jax.lax.fori_loop(0, _SMALL_STEPS, step, start)
-    plan, potential = (jnp.moveaxis(x, -1, 0) for x in (end.plan, end.potential))
-    return end._replace(plan=plan, potential=potential)
-
-
-def _last(x: Array | np.ndarray) -> Array:
-    """Problems come last instead of first."""
-    return jnp.moveaxis(jnp.asarray(x), 0, -1)
+    start = lanes._replace(plan=last(lanes.plan), potential=last(lanes.potential))
+    end = jax.lax.fori_loop(0, _SMALL_STEPS, one, start)
+    return end._replace(plan=first(end.plan), potential=first(end.potential))
 
 
 def _judged(
@@ -284,94 +254,6 @@ def _judged(
     # While plans still move far, their marginals need not hold to the last digit.
     solved = error <= jnp.maximum(tolerance, INEXACT * change)
     return solved, (error <= tolerance) & (change <= tolerance)
-
-
-def _strength(problems: Problems, epsilon: float) -> Float[Array, "n m m"]:
-    """What a plan's products with distances enter the exponent of the next one with.
-
-    Each column is centred: constants along the centre's points change no plan,
-    and cost digits.
-    """
-    centers = jnp.asarray(problems.centers.distances)
-    mean = jnp.einsum("bi,bij->bj", problems.centers.weights, centers)
-    return (centers - mean[:, None, :]) * (4 / epsilon)
-
-
-def _resolution(problems: Problems, epsilon: float) -> Float[Array, " n"]:
-    """The relative error of plans that rounding of the exponent makes."""
-    weights = problems.centers.weights[:, None, :]
-    sums = (jnp.abs(_strength(problems, epsilon)) * weights).sum(-1)
-    return _ROUNDING * largest_distances(problems.spaces) * sums.max(-1)
-
-
-def _inner_step(
-    problems: Problems,
-    plan: Float[Array, "b m p"],
-    potential: Float[Array, "b m"],
-    epsilon: float,
-) -> tuple[Float[Array, "b m p"], Float[Array, "b m"], Float[Array, " b"]]:
-    """One step towards the entropic transport plan of the linearisation at a plan.
-
-    With the pixels' potentials eliminated (their marginals hold exactly), the
-    dual is a concave function of the centre's potentials: its gradient is the
-    error of the centre's marginal, its Hessian ``plan diag(1/p) plan^T -
-    diag(marginal)`` (Cuturi and Peyre 2018, *Semidual regularized optimal
-    transport*, prop. 2). One step of scaling, then one of Newton's.
-
-    Returns:
-        A plan with the right mass on pixels, the centre's potentials, and the
-        error of the plan's mass on the centre's points (sum of magnitudes).
-    """
-    p, q = jnp.asarray(problems.spaces.weights), jnp.asarray(problems.centers.weights)
-    moved = distance_product(problems.spaces, plan)
-    exponent = jnp.einsum("bij,bjp->bip", _strength(problems, epsilon), moved)
-    exponent += potential[:, :, None]
-    kernel = jnp.exp(exponent - exponent.max(1, keepdims=True))
-
-    def over_pixels(pixel_scale: Array) -> Array:
-        return jnp.einsum("bmp,bp->bm", kernel, pixel_scale)
-
-    def pixel_scale(scale: Array) -> Array:
-        return p / jnp.maximum(jnp.einsum("bmp,bm->bp", kernel, scale), small.TINY)
-
-    held = over_pixels(p / kernel.sum(1))
-    step = jnp.log(q) - jnp.log(jnp.maximum(held, small.TINY))
-    scale = jnp.exp(jnp.clip(step, -small.SCALING_STEP, small.SCALING_STEP))
-    new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
-    held = new.sum(-1)
-    inverse = jnp.where(p > 0, 1 / jnp.where(p > 0, p, 1), 0)
-    shared = jnp.einsum("bip,bjp->bij", new, new * inverse[:, None, :])
-    # The Hessian is singular along equal shifts of all potentials, and where the
-    # plan falls apart into independent parts.
-    points = q.shape[-1]
-    eye = jnp.eye(points, dtype=p.dtype)
-    hessian = held[:, :, None] * eye - shared + 1 / points**2 + 1e-7 * eye
-    newton = _solve(hessian, q - held)
-    newton = jnp.clip(jnp.nan_to_num(newton), -small.NEWTON_STEP, small.NEWTON_STEP)
-    scale = scale * jnp.exp(newton)
-    new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
-    error = jnp.abs(new.sum(-1) - q).sum(-1)
-    potential = potential + jnp.log(scale)
-    return new, potential - potential.mean(-1, keepdims=True), error
-
-
-def _solve(matrices: Float[Array, "b m m"], right: Float[Array, "b m"]) -> Float[Array, "b m"]:
-    """Solves many small symmetric positive definite systems at once, by elimination.
-
-    LAPACK is called for one matrix after the other, and from several CPU devices
-    at once may wait for its own threads for ever.
-    """
-    rest = jnp.concatenate([matrices, right[:, :, None]], -1)
-    rows = []
-    for _ in range(right.shape[1]):
-        row = rest[:, 0, 1:] / rest[:, 0, :1]
-        rest = rest[:, 1:, 1:] - rest[:, 1:, :1] * row[:, None]
-        rows.append(row)
-    solution = right[:, :0]
-    for row in reversed(rows):
-        new = row[:, -1] - (row[:, :-1] * solution).sum(1)
-        solution = jnp.concatenate([new[:, None], solution], 1)
-    return solution
 
 
 class Measured(NamedTuple):
