@@ -14,8 +14,8 @@ import json
 from typing import Any
 
 from experiments.benchmarks.reporting import machine, record
-from experiments.tables import SCHEDULE, command, one_device_per_core, percent, read, standard
-from jaxpoison import RunConfig, repair
+from experiments.tables import command, one_device_per_core, percent, read, run_of, standard
+from jaxpoison import repair
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "standard, p = 33 %": standard(33),
@@ -61,8 +61,7 @@ def main() -> None:
         if title in rows:
             continue
         print(title, flush=True)
-        config = RunConfig(data=options.data, **changes, **SCHEDULE)
-        output = repair(config, options.workdir / f"{name}-{config.protocol}", progress=True)
+        output = repair(*run_of(options, name, changes), progress=True)
         rows[title] = json.loads(output.read_text())
         record("repairs", {"rows": rows, "machine": machine()}, markdown(rows))
 

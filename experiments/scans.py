@@ -15,8 +15,8 @@ import resource
 from typing import Any
 
 from experiments.benchmarks.reporting import machine, record
-from experiments.tables import SCHEDULE, command, one_device_per_core, percent, read, standard
-from jaxpoison import RunConfig, scan
+from experiments.tables import command, one_device_per_core, percent, read, run_of, standard
+from jaxpoison import scan
 from jaxpoison.preparation import SURROGATE_SEED
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,11 +27,13 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 DETECTORS = ("heatmap", "activation_pca", "cascade")
 BEST = 3
+# Of every class.
+KEPT = ("class", "detector", "suspicious", "images", "suspects", "silhouette", "eigengap")
 
 
 def scanned(result: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a scan."""
-    classes = [{k: v for k, v in row.items() if k != "notes"} for row in result["classes"]]
+    classes = [{k: row[k] for k in KEPT} for row in result["classes"]]
     return {**result, "classes": classes, "total_seconds": total(result["seconds"])}
 
 
@@ -74,7 +76,7 @@ def markdown(rows: dict[str, Any]) -> str:
                 f"{found['total_seconds']:.0f} |"
             )
     most = max(found["peak_gib"] for scans in rows.values() for found in scans.values())
-    lines += ["", f"Most memory held by the process: {most:.2f} GiB."]
+    lines += ["", f"Most memory held by the process, trainings included: {most:.2f} GiB."]
     return "\n".join(lines) + "\n"
 
 
@@ -84,8 +86,7 @@ def main() -> None:
     one_device_per_core()
     rows = read("scans")
     for title, (name, changes) in ROWS.items():
-        config = RunConfig(data=options.data, **changes, **SCHEDULE)
-        workdir = options.workdir / f"{name}-{config.protocol}"
+        config, workdir = run_of(options, name, changes)
         made = rows.get(title, {})
         for detector in DETECTORS:
             if detector not in made:

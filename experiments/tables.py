@@ -153,6 +153,17 @@ def command(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def run_of(
+    options: argparse.Namespace,
+    name: str,
+    changes: dict[str, Any],
+    schedule: Mapping[str, Any] = SCHEDULE,
+) -> tuple[RunConfig, Path]:
+    """Configuration and work directory of a row's run."""
+    config = RunConfig(data=options.data, **changes, **schedule)
+    return config, options.workdir / f"{name}-{config.protocol}"
+
+
 def outcome_of(
     options: argparse.Namespace,
     name: str,
@@ -160,8 +171,7 @@ def outcome_of(
     schedule: Mapping[str, Any] = SCHEDULE,
 ) -> RunOutcome:
     """A row's run, made or gone on with where it is not finished."""
-    config = RunConfig(data=options.data, **changes, **schedule)
-    return run(config, options.workdir / f"{name}-{config.protocol}", progress=True)
+    return run(*run_of(options, name, changes, schedule), progress=True)
 
 
 def one_device_per_core() -> None:

@@ -171,9 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     screen.add_argument(
         "--detector",
-        default="heatmap",
-        help="heatmap, activation_pca, or cascade: activation_pca, then heatmap on the classes "
-        "whose clusters lie apart [heatmap]",
+        default="cascade",
+        help="activation_pca, heatmap, or cascade: activation_pca, then heatmap on the classes "
+        "whose clusters lie apart [cascade]",
     )
     screen.add_argument(
         "--mode",

@@ -30,6 +30,8 @@ from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
 from jaxpoison.training import TrainConfig
 
 _BALANCED_IMAGES = 64
+# What a detector's stage holds beside its arrays.
+_KEPT = ("converged", "notes", "silhouette", "eigenvalues")
 # Images per stage of explain_class.
 _PART = 2048
 
@@ -129,7 +131,9 @@ def search(
     for name in config.detectors:
         sees, make = DETECTORS[name]
         detector = make(config.seed)
-        key = hash_of(explain=explained.key, detector=name, options=detector.get_params(), form=2)
+        key = hash_of(
+            explain=explained.key, detector=name, options=detector.get_params(), kept=_KEPT
+        )
         if "progress" in detector.get_params():
             detector.set_params(progress=progress)
         searched[name] = work.stage(
@@ -314,32 +318,27 @@ def _detect(
 ) -> Made:
     # Nothing here knows the truth: detectors see images, activations, relevance.
     seen = splits.train.images[suspected] if sees == "images" else explained.arrays[sees]
-    detection = detector.fit(seen).detection_
-    chosen = sample(len(seen))
-    return detected(
-        detection,
-        separation(detector.sample_distances(chosen), detection.labels[chosen]),
-        detection.seconds,
-    )
+    return search_class(detector, seen)
 
 
-def detected(detection: Detection, apart: Separation, seconds: float | None = None) -> Made:
-    """What a stage keeps of a search of one class.
+def search_class(detector: Any, seen: np.ndarray) -> Made:
+    """Splits a class, and measures how far both clusters lie apart.
 
     Args:
-        detection: How the class is split.
-        apart: How far both clusters lie apart.
-        seconds: Time the search took; by default that of the stage.
+        detector: One of ``DETECTORS``.
+        seen: What it looks at, one entry per image.
+
+    Returns:
+        What :func:`detection_of` and :func:`separation_of` read; the time is the split's.
     """
+    detection = detector.fit(seen).detection_
+    chosen = sample(len(seen))
+    apart = separation(detector.sample_distances(chosen), detection.labels[chosen])
+    kept = (detection.converged, detection.notes, apart.silhouette, apart.eigenvalues.tolist())
     return Made(
-        {
-            "converged": detection.converged,
-            "notes": detection.notes,
-            "silhouette": apart.silhouette,
-            "eigenvalues": apart.eigenvalues.tolist(),
-        },
+        dict(zip(_KEPT, kept, strict=True)),
         {"labels": detection.labels, "scores": detection.scores},
-        seconds,
+        detection.seconds,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxpoison.attacks.poisoned import PoisonedSplits
 from jaxpoison.datasets.dataset import Splits
 from jaxpoison.detectors.detection import Detection
-from jaxpoison.detectors.named import suspicious
+from jaxpoison.detectors.named import suspicion
 from jaxpoison.metrics import detection_rates
 from jaxpoison.separation import Separation
 from jaxpoison.stages import SCHEMA, Artefact
@@ -111,7 +111,7 @@ def result_record(
                 "seconds": found.seconds,
                 "converged": found.converged,
                 "silhouette": separations[name].silhouette,
-                "suspicious": suspicious(name, separations[name]),
+                "suspicious": _suspicious(name, separations[name]),
                 **({"notes": found.notes} if found.notes else {}),
             }
             for name, found in detections.items()
@@ -123,6 +123,11 @@ def result_record(
             "platform": jax.default_backend(),
         },
     }
+
+
+def _suspicious(detector: str, apart: Separation) -> bool | None:
+    found = suspicion(detector, apart)
+    return None if found is None else found >= 1
 
 
 def suspects_table(outcome: RunOutcome) -> str:

@@ -305,7 +305,7 @@ def read(path):
 def test_all_classes_are_searched_once(config, tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("jaxpoison.separation"), "_SAMPLE", 16)
     outcome = run(config, tmp_path)
-    scanned = scan(config, tmp_path)
+    scanned = scan(config, tmp_path, detector="heatmap")
     train = outcome.splits.train
     classes, images = read(tmp_path / "classes.csv"), read(tmp_path / "clusters.csv")
     sizes = np.bincount(train.labels)
@@ -343,10 +343,10 @@ def test_all_classes_are_searched_once(config, tmp_path, monkeypatch):
     def changed(*_, **__):
         raise AssertionError("a finished class was searched again")
 
-    monkeypatch.setattr(screening, "_by_heatmaps", changed)
+    monkeypatch.setattr(screening, "search_class", changed)
     monkeypatch.setattr(pipeline, "explain", changed)
     before = (tmp_path / "classes.csv").read_text()
-    scan(config, tmp_path)
+    scan(config, tmp_path, detector="heatmap")
     assert (tmp_path / "classes.csv").read_text() == before
 
 
@@ -365,7 +365,7 @@ def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path,
         return once(model, images, labels, **options)
 
     monkeypatch.setattr(pipeline, "explain", counted)
-    cascade = scan(config, tmp_path, detector="cascade")
+    cascade = scan(config, tmp_path)
     chosen = {k for k, of in by_class.items() if of.separation.silhouette >= silhouettes[-2]}
     assert len(chosen) == 2
     assert set(explained) == chosen

@@ -115,7 +115,7 @@ def test_rounds_are_bounded(searched, tmp_path):
     assert found["after"]["poisoned_images"] == 2
 
 
-def test_ends_where_the_class_is_not_suspicious(searched, attacked, tmp_path, monkeypatch):
+def test_ends_where_nothing_is_suspected(searched, tmp_path, monkeypatch):
     monkeypatch.setattr(
         retraining, "predict", lambda _, images: np.eye(2)[np.full(len(images), SOURCE)]
     )
@@ -123,6 +123,22 @@ def test_ends_where_the_class_is_not_suspicious(searched, attacked, tmp_path, mo
     assert (found["removed"], found["ended"]) == (10, "class not suspicious")
     assert found["after"]["training_images"] == 26
     assert found["after"]["suspects"] is None
+
+
+def test_suspects_of_a_class_that_is_not_suspicious_stay(searched, tmp_path, monkeypatch):
+    suspicious = retraining.search
+
+    def search(config, data, *rest):
+        outcome = suspicious(config, data, *rest)
+        if config.detectors and len(data.splits.train) < 36:
+            outcome.result["detectors"]["heatmap"]["suspicious"] = False
+        return outcome
+
+    monkeypatch.setattr(retraining, "search", search)
+    found = json.loads(repair(RunConfig(target=TARGET), tmp_path).read_text())
+    assert (found["removed"], found["ended"]) == (5, "class not suspicious")
+    assert found["after"]["training_images"] == 31
+    assert len(searched) == 3
 
 
 def test_options_are_checked(tmp_path):

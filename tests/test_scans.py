@@ -8,8 +8,11 @@ def row(label, silhouette, suspicious):
     return {
         "class": label,
         "detector": "heatmap",
-        "silhouette": silhouette,
         "suspicious": suspicious,
+        "images": 300,
+        "suspects": 40,
+        "silhouette": silhouette,
+        "eigengap": 0.05,
         "notes": {"rounds": 3},
     }
 

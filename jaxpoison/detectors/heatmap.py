@@ -13,6 +13,7 @@ from jaxpoison.detectors.detection import Detection, two_way_detection
 from jaxpoison.gw.pairs import debiased_distances
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EPSILON, EntropicGW
+from jaxpoison.separation import sample
 from jaxpoison.spaces import MeasureSpaces, Spaces
 
 
@@ -28,6 +29,8 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         n_init: Runs from different seeds; the one of least inertia is kept. With one run
             alone a centre may stay constant, and the split be a bad one.
         random_state: Seed.
+        padded_to: Least number of rows to compute with; classes of different sizes then
+            share one compilation.
         progress: Show a progress bar.
 
     Attributes:
@@ -46,6 +49,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         max_rounds: int = 20,
         n_init: int = 10,
         random_state: int = 0,
+        padded_to: int = 0,
         progress: bool = False,
     ) -> None:
         self.epsilon = epsilon
@@ -55,6 +59,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         self.max_rounds = max_rounds
         self.n_init = n_init
         self.random_state = random_state
+        self.padded_to = padded_to
         self.progress = progress
 
     def fit(
@@ -75,7 +80,11 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         """
         started = time.perf_counter()
         solver = EntropicGW(epsilon=self.epsilon)
-        self.spaces_: Spaces = spaces_in_mode(X, self.mode, self.mass, self.center_size)
+        n, rows = len(X), max(len(X), self.padded_to)
+        # Repeated heatmaps fill the shape, and are dropped again.
+        filled = X if rows == n else X[np.arange(rows) % n]
+        spaces = spaces_in_mode(filled, self.mode, self.mass, self.center_size)
+        self.spaces_: Spaces = spaces if rows == n else spaces.take(np.arange(n))
         self.clusters_: GWClusters = gw_kmeans(
             self.spaces_,
             center_size=self.center_size,
@@ -83,10 +92,24 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
             max_rounds=self.max_rounds,
             n_init=self.n_init,
             random_state=self.random_state,
+            padded_to=self.padded_to,
             progress=self.progress,
         )
-        self.detection_: Detection = detection_from(
-            self.clusters_, solver, seconds=time.perf_counter() - started
+        found = self.clusters_
+        self.detection_: Detection = two_way_detection(
+            found.labels,
+            found.distances,
+            seconds=time.perf_counter() - started,
+            converged=found.converged and found.unsolved == 0,
+            notes={
+                "epsilon": self.epsilon,
+                "rounds": found.rounds,
+                "inertia": found.inertia,
+                "coupling_information_nats": found.information,
+                "product_couplings_share": found.product,
+                "improvable_couplings_share": found.improvable,
+                "unsolved_share": found.unsolved,
+            },
         )
         self.labels_ = self.detection_.labels
         return self
@@ -97,45 +120,9 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         Args:
             chosen: Their indices.
         """
-        return quantised_distances(
-            self.spaces_.take(chosen), EntropicGW(self.epsilon), self.center_size
-        )
-
-
-def quantised_distances(
-    spaces: Spaces, solver: EntropicGW, points: int
-) -> Float[np.ndarray, "n n"]:
-    """Debiased distances between all heatmaps, quantised where they are not.
-
-    Args:
-        spaces: Heatmaps, or quantised ones.
-        solver: How distances are computed.
-        points: To which whole heatmaps are quantised.
-    """
-    small = quantised(spaces, points) if isinstance(spaces, MeasureSpaces) else spaces
-    return debiased_distances(small, solver)
-
-
-def detection_from(found: GWClusters, solver: EntropicGW, *, seconds: float) -> Detection:
-    """What two clusters say of a class.
-
-    Args:
-        found: The clusters.
-        solver: How their distances were computed.
-        seconds: Time taken.
-    """
-    return two_way_detection(
-        found.labels,
-        found.distances,
-        seconds=seconds,
-        converged=found.converged and found.unsolved == 0,
-        notes={
-            "epsilon": solver.epsilon,
-            "rounds": found.rounds,
-            "inertia": found.inertia,
-            "coupling_information_nats": found.information,
-            "product_couplings_share": found.product,
-            "improvable_couplings_share": found.improvable,
-            "unsolved_share": found.unsolved,
-        },
-    )
+        m = len(chosen)
+        rows = max(m, len(sample(self.padded_to))) if self.padded_to else m
+        spaces = self.spaces_.take(chosen[np.arange(rows) % m])
+        if isinstance(spaces, MeasureSpaces):
+            spaces = quantised(spaces, self.center_size)
+        return debiased_distances(spaces, EntropicGW(self.epsilon))[:m, :m]

@@ -31,16 +31,17 @@ DETECTORS: dict[str, tuple[str, Callable[[int], Any]]] = {
 SUSPICIOUS = {"activation_pca": 0.58, "heatmap": 0.78}
 
 
-def suspicious(detector: str, apart: Separation) -> bool | None:
-    """Whether clusters lie so far apart that their class looks attacked.
+def suspicion(detector: str, apart: Separation) -> float | None:
+    """The silhouette of two clusters over the one that makes their class suspicious.
 
     Args:
         detector: Who found them.
-        apart: How far.
+        apart: How far they lie apart.
 
     Returns:
-        ``None`` for detectors that cannot tell.
+        From 1 on the class looks attacked; 0 where one cluster is empty. ``None`` for
+        detectors that cannot tell.
     """
     if detector not in SUSPICIOUS:
         return None
-    return apart.silhouette is not None and apart.silhouette >= SUSPICIOUS[detector]
+    return 0.0 if apart.silhouette is None else apart.silhouette / SUSPICIOUS[detector]
