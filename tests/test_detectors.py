@@ -65,6 +65,20 @@ def test_heatmap_clustering_reports_its_couplings(heatmaps):
     assert abs(smaller[:16].mean() - smaller[16:].mean()) > 0.8
 
 
+def test_padding_changes_nothing(heatmaps):
+    some = heatmaps[:28]  # Sixteen of one kind, twelve of the other.
+    options = {"mode": "quick", "n_init": 2}
+    alone = HeatmapClustering(**options).fit(some)
+    padded = HeatmapClustering(padded_to=40, **options).fit(some)
+    assert padded.labels_.sum() == 12
+    np.testing.assert_array_equal(padded.labels_, alone.labels_)
+    np.testing.assert_allclose(padded.detection_.scores, alone.detection_.scores, atol=1e-4)
+    chosen = np.array([27, 3, 14])
+    distances = padded.sample_distances(chosen)
+    np.testing.assert_allclose(distances, alone.sample_distances(chosen), atol=1e-5)
+    assert distances[0, 1] > 2 * distances[1, 2]
+
+
 def test_mean_distance_is_that_of_the_mass(heatmaps):
     detector = MeanDistanceClustering().fit(heatmaps)
     pixels = np.stack(np.divmod(np.arange(1024), 32), -1).astype(float)

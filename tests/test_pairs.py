@@ -16,6 +16,7 @@ from jaxpoison import (
 )
 from jaxpoison.gw import pairs as module
 from jaxpoison.gw.many import first, last, solved
+from jaxpoison.gw.solver import solve
 from jaxpoison.gw.steps import Problems, product_plans, small_step, step, strength_of
 
 SIZE = 6
@@ -85,6 +86,15 @@ def test_a_step_with_problems_last_is_the_one_with_problems_first(spaces):
         np.testing.assert_allclose(first(there[0]), plan, rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(first(there[1]), potential, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(error_there, error, atol=1e-5)
+
+
+def test_small_problems_end_where_they_are_told(spaces):
+    """Several steps are made before slots change; no problem takes more than its own."""
+    small = quantised(spaces, SIZE)
+    problems = Problems(small.take(np.arange(8)), small.take(np.arange(8, 16)))
+    found = solve(problems, EntropicGW(0.005, max_iterations=5), 8)
+    assert (found.iterations <= 5).all()
+    assert not found.converged.all()
 
 
 def test_small_systems_are_solved(rng):
