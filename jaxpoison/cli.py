@@ -330,7 +330,7 @@ def _print_result(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
     result = outcome.result
     table = Table(title=f"Suspected images of class {result['config']['target']}")
     table.add_column("detector")
-    for name in ("ACC %", "TPR %", "TNR %", "suspects", "of", "silhouette", "seconds"):
+    for name in ("ACC %", "TPR %", "TNR %", "suspects", "of", "seconds"):
         table.add_column(name, justify="right")
     for name, row in result["detectors"].items():
         clean, suspects = row["cluster_sizes"]
@@ -339,7 +339,6 @@ def _print_result(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
             *(_percent(row[rate]) for rate in ("acc", "tpr", "tnr")),
             str(suspects),
             str(clean + suspects),
-            _silhouette(row),
             f"{row['seconds']:.1f}",
         )
     console.print(table)
@@ -372,7 +371,7 @@ def _print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
         table.add_row(
             f"{row['class']} {row['name']}",
             f"{row['suspicion']:.2f}",
-            _silhouette(row),
+            "–" if row["silhouette"] is None else f"{row['silhouette']:.3f}",
             str(row["suspects"]),
             str(row["images"]),
         )
@@ -384,10 +383,6 @@ def _print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
         highlight=False,
     )
     console.print(f"report: {workdir / 'scan.html'}", highlight=False, soft_wrap=True)
-
-
-def _silhouette(row: dict[str, Any]) -> str:
-    return "–" if row["silhouette"] is None else f"{row['silhouette']:.3f}"
 
 
 def _percent(share: Any) -> str:
