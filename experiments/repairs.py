@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from experiments.benchmarks.reporting import machine, record
-from experiments.tables import command, one_device_per_core, percent, read, run_of, standard
+from experiments.tables import command, one_device_per_core, parsed, percent, read, run_of, standard
 from jaxpoison import repair
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,12 +53,11 @@ def markdown(rows: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = command(__doc__)
-    options = parser.parse_args()
+    options = parsed(command(__doc__), (name for name, _ in ROWS.values()))
     one_device_per_core()
     rows = read("repairs")
     for title, (name, changes) in ROWS.items():
-        if title in rows:
+        if title in rows or name not in options.only:
             continue
         print(title, flush=True)
         output = repair(*run_of(options, name, changes), progress=True)

@@ -15,7 +15,7 @@ import resource
 from typing import Any
 
 from experiments.benchmarks.reporting import machine, record
-from experiments.tables import command, one_device_per_core, percent, read, run_of, standard
+from experiments.tables import command, one_device_per_core, parsed, percent, read, run_of, standard
 from jaxpoison import scan
 from jaxpoison.preparation import SURROGATE_SEED
 
@@ -81,11 +81,12 @@ def markdown(rows: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = command(__doc__)
-    options = parser.parse_args()
+    options = parsed(command(__doc__), (name for name, _ in ROWS.values()))
     one_device_per_core()
     rows = read("scans")
     for title, (name, changes) in ROWS.items():
+        if name not in options.only:
+            continue
         config, workdir = run_of(options, name, changes)
         made = rows.get(title, {})
         for detector in DETECTORS:

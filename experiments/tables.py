@@ -9,7 +9,7 @@ goes on where it stopped, and after every row the table's ``result.json`` and
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,20 @@ def command(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def parsed(parser: argparse.ArgumentParser, rows: Iterable[str]) -> argparse.Namespace:
+    """Options of a command that goes row by row; ``only`` names the rows to run."""
+    rows = list(rows)
+    parser.add_argument(
+        "--only", help="names of rows, separated by commas; the others are left as they are"
+    )
+    options = parser.parse_args()
+    options.only = rows if options.only is None else options.only.split(",")
+    unknown = set(options.only) - set(rows)
+    if unknown:
+        parser.error(f"no row is called {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
+    return options
+
+
 def run_of(
     options: argparse.Namespace,
     name: str,
@@ -183,18 +197,10 @@ def main(table: Table, description: str | None) -> None:
     """Runs a table's rows and writes it."""
     parser = command(description)
     add = parser.add_argument
-    add("--only", help="names of rows, separated by commas; the others are left as they are")
     add("--again", action="store_true", help="run recorded rows again")
     add("--protocol", choices=("fast", "paper"), help="paper: up to 100 epochs a row")
-    options = parser.parse_args()
+    options = parsed(parser, (row.name for row in table.rows))
     one_device_per_core()
-    wanted = [row.name for row in table.rows] if options.only is None else options.only.split(",")
-    unknown = set(wanted) - {row.name for row in table.rows}
-    if unknown:
-        parser.error(
-            f"no row is called {', '.join(sorted(unknown))}; there are "
-            f"{', '.join(row.name for row in table.rows)}"
-        )
     schedule = {"protocol": "paper"} if options.protocol == "paper" else SCHEDULE
     name = table.name + ("_paper_protocol" if options.protocol == "paper" else "")
     recorded = read(name)
@@ -205,7 +211,7 @@ def main(table: Table, description: str | None) -> None:
                 f"move {RESULTS / name} away first"
             )
     for row in table.rows:
-        if row.name not in wanted or (row.name in recorded and not options.again):
+        if row.name not in options.only or (row.name in recorded and not options.again):
             continue
         made = None if options.again else elsewhere(row.name, options.data, schedule)
         if made is None:
