@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from experiments import table4
 from experiments.tables import command, one_device_per_core, outcome_of, read, standard
 from jaxpoison import AmplitudePattern, Dataset, Sticker, load_data
+from jaxpoison._sampling import evenly
 from jaxpoison.report.figures import examples
 
 SOURCE, TARGET, SHOWN = 2, 5, 4
@@ -40,7 +41,7 @@ def pictures(images: np.ndarray, titles: Sequence[str], columns: int) -> Figure:
 def few_of(data: Dataset, label: int, count: int) -> np.ndarray:
     """Images of one class, evenly over the data."""
     index = np.flatnonzero(data.labels == label)
-    return data.images[index[np.linspace(0, len(index) - 1, count).astype(int)]]
+    return data.images[index[evenly(len(index), count)]]
 
 
 def figure1(data: Dataset) -> Figure:

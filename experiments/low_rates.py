@@ -32,6 +32,7 @@ from jaxpoison import (
     measure_spaces,
     quantised,
 )
+from jaxpoison._sampling import evenly
 
 ROUNDS, SIZE, NEIGHBORS, CLEAN = 15, 10, 5, 400
 EPSILONS = (0.1, 0.02)
@@ -89,7 +90,7 @@ def neighborhoods(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> d
     chosen = np.concatenate(
         [
             np.flatnonzero(truth),
-            clean[np.linspace(0, len(clean) - 1, min(CLEAN, len(clean))).astype(int)],
+            clean[evenly(len(clean), CLEAN)],
         ]
     )
     distances = debiased_distances(quantised(spaces.take(chosen), SIZE), EntropicGW(epsilon))

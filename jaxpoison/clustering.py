@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._checks import check_choice, check_integer
 from jaxpoison._progress import Bar
+from jaxpoison._sampling import evenly
 from jaxpoison.gw.barycenters import barycenters
 from jaxpoison.gw.distances import (
     Distances,
@@ -281,7 +282,7 @@ def _run(
         rounds += 1
         bar.advance(1, f"{moved} moved")
     bar.advance(max_rounds - rounds)
-    sample = np.unique(np.linspace(0, len(labels) - 1, _SAMPLE).astype(int))
+    sample = evenly(len(labels), _SAMPLE)
     own = jax.tree.map(lambda x: np.asarray(x)[labels[sample]], centers)
     gain = np.asarray(perturbation_gain(spaces.take(sample), own, solver, key))
     return GWClusters(

@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from jaxpoison._files import replace_file, write_json, write_text
 from jaxpoison._progress import Bar
+from jaxpoison._sampling import evenly
 from jaxpoison.attacks.poisoned import PoisonedSplits
 from jaxpoison.attributions import ATTRIBUTIONS, explain
 from jaxpoison.config import RunConfig
@@ -298,7 +299,7 @@ def _balance(
     model: nnx.Module, images: np.ndarray, classes: np.ndarray
 ) -> list[dict[str, str | float]]:
     """What every layer did with relevance, over a sample of the images."""
-    few = np.linspace(0, len(images) - 1, min(len(images), _BALANCED_IMAGES)).astype(int)
+    few = evenly(len(images), _BALANCED_IMAGES)
     return [
         {
             "layer": row.layer.path,

@@ -10,6 +10,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from jaxpoison._checks import check_integer
+from jaxpoison._sampling import evenly
 
 # Below this an eigenvalue of the normalised Laplacian, which lies in 0..2, counts as zero.
 _NEAR_ZERO = 0.01
@@ -49,7 +50,7 @@ def sample(count: int) -> Int[np.ndarray, " m"]:
     Args:
         count: Members of the class.
     """
-    return np.linspace(0, count - 1, min(_SAMPLE, count)).astype(int)
+    return evenly(count, _SAMPLE)
 
 
 def separation(

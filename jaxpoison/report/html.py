@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from jaxpoison._files import write_text
+from jaxpoison._sampling import evenly
 from jaxpoison.attributions import ATTRIBUTIONS, explain
 from jaxpoison.pipeline import RunOutcome
 from jaxpoison.report.figures import class_ranking, cluster_map, examples, training_course
@@ -63,7 +64,7 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
             members = of.members[group]
             if not len(members):
                 continue
-            rows = members[_evenly(len(members))]
+            rows = members[evenly(len(members), 2 * _EXAMPLES)]
             images, labels = outcome.train.images[rows], outcome.train.labels[rows]
             method = ATTRIBUTIONS[outcome.attribution]()
             relevance = explain(outcome.model, images, labels, method=method).relevance
@@ -88,11 +89,6 @@ def _template(name: str) -> Template:
     environment.filters["percent"] = _percent
     environment.filters["picture"] = _picture
     return environment.get_template(name)
-
-
-def _evenly(count: int) -> np.ndarray:
-    """A few of them, evenly over all."""
-    return np.linspace(0, count - 1, min(2 * _EXAMPLES, count)).astype(int)
 
 
 def _trigger(config: dict[str, Any]) -> str:
@@ -120,7 +116,7 @@ def _example_figures(outcome: RunOutcome) -> list[tuple[str, Figure]]:
         index = np.flatnonzero(members)
         if not len(index):
             continue
-        chosen = index[_evenly(len(index))]
+        chosen = index[evenly(len(index), 2 * _EXAMPLES)]
         rows = outcome.suspected[chosen]
         figures.append(
             (
