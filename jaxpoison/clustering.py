@@ -22,7 +22,7 @@ from jaxpoison.gw.distances import (
     perturbation_gain,
 )
 from jaxpoison.gw.quantisation import quantised
-from jaxpoison.gw.solver import EntropicGW
+from jaxpoison.gw.solver import Couplings, EntropicGW
 from jaxpoison.parallel import shardings_for
 from jaxpoison.spaces import MeasureSpaces, SmallSpaces, Spaces, measure_spaces
 
@@ -259,9 +259,9 @@ def _run(
     rounds, converged = 0, False
     labels = np.full(len(placed.rows), -1) if given is None else given
     if given is None:
-        found, plans = nearest_couplings(placed.spaces, centers, solver, placed.real)
+        found, couplings = nearest_couplings(placed.spaces, centers, solver, placed.real)
     else:
-        centers, found, plans = gw_round(
+        centers, found, couplings = gw_round(
             placed.spaces, placed.real, placed.of_rows(labels), centers, None, solver
         )
         rounds = 1
@@ -276,8 +276,8 @@ def _run(
         if moved == 0 or rounds == max_rounds:
             converged = moved == 0
             break
-        centers, found, plans = gw_round(
-            placed.spaces, placed.real, placed.of_rows(labels), centers, plans, solver
+        centers, found, couplings = gw_round(
+            placed.spaces, placed.real, placed.of_rows(labels), centers, couplings, solver
         )
         rounds += 1
         bar.advance(1, f"{moved} moved")
@@ -320,9 +320,9 @@ def gw_round(
     real: Bool[Array, " n"],
     labels: Int[Array | np.ndarray, " n"],
     centers: SmallSpaces,
-    plans: Float[Array, "n m p"] | None,
+    couplings: Couplings | None,
     solver: EntropicGW,
-) -> tuple[SmallSpaces, Distances, Float[Array, "n m p"]]:
+) -> tuple[SmallSpaces, Distances, Couplings]:
     """One round of k-means: barycentres of the clusters, then distances to them.
 
     Args:
@@ -330,14 +330,15 @@ def gw_round(
         real: Which of them count; the others come last.
         labels: Cluster of every heatmap.
         centers: Centres before; the barycentres are sought from here.
-        plans: Couplings with the nearest of these; by default products.
+        couplings: With the nearest of these; by default products.
         solver: How distances are computed.
 
     Returns:
         The new centres, the distances to them, and the couplings with the nearest.
     """
     weights = real.astype(spaces.weights.dtype)
-    found, _ = barycenters(spaces, labels, weights, centers.distances, solver, plans=plans)
+    start = centers.distances
+    found, _ = barycenters(spaces, labels, weights, start, solver, couplings=couplings)
     return found, *nearest_couplings(spaces, found, solver, real)
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxpoison import CompactInception, EntropicGW, SmallSpaces, TrainConfig, relevance_function
 from jaxpoison.clustering import gw_round
+from jaxpoison.gw.solver import starting_from
 from jaxpoison.spaces import MeasureSpaces
 from jaxpoison.training import make_train_step
 
@@ -60,7 +61,8 @@ def test_clustering_round(platform):
     def function(weights, labels, distances):
         moved = dataclasses.replace(centers, distances=distances)
         known = MeasureSpaces(weights, spaces.factors, 16, 16)
-        plans = jnp.full((64, 10, 256), 1 / 2560)
-        return gw_round(known, jnp.ones(64, bool), labels, moved, plans, EntropicGW())[1].values
+        couplings = starting_from(jnp.full((64, 10, 256), 1 / 2560))
+        real = jnp.ones(64, bool)
+        return gw_round(known, real, labels, moved, couplings, EntropicGW())[1].values
 
     lowered(function, platform, spaces.weights, jnp.zeros(64, jnp.int32), centers.distances)

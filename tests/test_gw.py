@@ -20,10 +20,14 @@ from jaxpoison import (
     measure_spaces,
     quantised,
 )
+from jaxpoison.gw import barycenters as gw_barycenters
 from jaxpoison.gw import distances as gw_distances
+from jaxpoison.gw import solver as gw_solver
 from jaxpoison.gw.distances import center_spread, moments, perturbation_gain, product_change
 from jaxpoison.gw.grid import GridGeometry
-from jaxpoison.gw.products import grid_product, pixel_distances
+from jaxpoison.gw.products import grid_product, laid_out, pixel_distances
+from jaxpoison.gw.solver import measure, solve
+from jaxpoison.gw.steps import Problems
 
 SIZE = 10
 
@@ -176,6 +180,43 @@ def test_small_epsilons_in_float32_are_the_float64_iteration(epsilon, rng):
         assert float(found.information[k, 0]) == pytest.approx(information, rel=1e-3)
 
 
+def solved(spaces, solver):
+    """Plans of all spaces with one centre, laid out as the solver wants them."""
+    laid = laid_out(spaces)
+    n = len(laid)
+    center = jnp.broadcast_to(random_center(5).astype(np.float32), (n, SIZE, SIZE))
+    problems = Problems(laid, SmallSpaces(center, jnp.full((n, SIZE), 1 / SIZE)))
+    return problems, jax.jit(lambda: solve(problems, solver, n))()
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_extrapolation_ends_where_plain_linearisations_do_and_sooner(spaces, few, monkeypatch):
+    if few:
+        spaces = quantised(spaces, SIZE)
+    solver = EntropicGW(0.01, tolerance=1e-5)
+    problems, sooner = solved(spaces, solver)
+    monkeypatch.setattr(gw_solver, "_further", lambda change, _: jnp.zeros_like(change))
+    _, plain = solved(spaces, solver)
+    assert sooner.converged.all()
+    assert plain.converged.all()
+    assert sooner.iterations.mean() < 0.8 * plain.iterations.mean()
+    values = [
+        np.asarray(measure(problems, found.couplings.plans, 4).values) for found in (sooner, plain)
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_plans_are_plans_wherever_the_iteration_is_cut(spaces, few):
+    if few:
+        spaces = quantised(spaces, SIZE)
+    for most in range(3, 15):
+        problems, found = solved(spaces, EntropicGW(0.01, max_iterations=most))
+        plans = np.asarray(found.couplings.plans)
+        assert plans.min() >= 0
+        np.testing.assert_allclose(plans.sum(1), problems.spaces.weights, atol=1e-6)
+
+
 def test_wrong_epsilon_would_be_seen(spaces, plain):
     """The agreement above is not for want of an effect of epsilon."""
     center = random_center(1)
@@ -270,19 +311,48 @@ def test_groups_without_heatmaps_change_nothing(spaces, monkeypatch):
     assert (some.values[~real] == 0).sum() >= 16
 
 
+def test_extrapolated_barycentres_settle_sooner_and_where_plain_rounds_do(spaces, monkeypatch):
+    labels, start = jnp.zeros(32, jnp.int32), jnp.asarray(random_center(3)[None], jnp.float32)
+
+    def settled(solver):
+        return barycenters(spaces, labels, jnp.ones(32), start, solver, max_rounds=200)
+
+    sooner, few = settled(EntropicGW(0.02))
+    monkeypatch.setattr(gw_barycenters, "_STEADY", 0.0)
+    # Another solver, so that it is compiled again.
+    plain, many = settled(EntropicGW(0.02, max_iterations=499))
+    assert few < 0.8 * many < 160
+    np.testing.assert_allclose(sooner.distances, plain.distances, atol=5e-4)
+
+
+def test_a_cluster_that_settles_first_waits_for_the_others(spaces):
+    labels = jnp.asarray(np.arange(32) % 4 == 0, jnp.int32)
+    start = jnp.asarray(np.stack([random_center(3), random_center(4)]), jnp.float32)
+    solver = EntropicGW(0.02)
+    both, taken = barycenters(spaces, labels, jnp.ones(32), start, solver, max_rounds=200)
+    alone = []
+    for k in range(2):
+        members = np.flatnonzero(np.asarray(labels) == k)
+        own = jnp.zeros(len(members), jnp.int32), jnp.ones(len(members)), start[k][None]
+        alone.append(barycenters(spaces.take(members), *own, solver, max_rounds=200))
+        np.testing.assert_allclose(both.distances[k], alone[k][0].distances[0], atol=5e-4)
+    assert sorted(int(found[1]) for found in alone)[0] < int(taken) < 200
+
+
 def test_couplings_of_an_assignment_start_barycentres(spaces):
     """They lead to the same barycentres as products do."""
     start = jnp.asarray(np.stack([random_center(1), random_center(2)]), jnp.float32)
     centers = SmallSpaces(start, jnp.full((2, SIZE), 1 / SIZE))
     solver = EntropicGW(0.05)
     everyone = jnp.ones(32, bool)
-    found, plans = gw_distances.nearest_couplings(spaces, centers, solver, everyone)
+    found, couplings = gw_distances.nearest_couplings(spaces, centers, solver, everyone)
     usual = distances_to_centers(spaces, centers, solver)
     np.testing.assert_allclose(found.values, usual.values, rtol=1e-6)
     labels = found.values.argmin(1)
+    plans = couplings.plans
     np.testing.assert_allclose(plans.sum((1, 2)), 1, rtol=1e-5)
     np.testing.assert_allclose(plans.sum(2), 1 / SIZE, rtol=1e-3)
-    warm, _ = barycenters(spaces, labels, jnp.ones(32), start, solver, plans=plans)
+    warm, _ = barycenters(spaces, labels, jnp.ones(32), start, solver, couplings=couplings)
     cold, _ = barycenters(spaces, labels, jnp.ones(32), start, solver)
     # Rounds end when no entry moves by 2e-5.
     np.testing.assert_allclose(warm.distances, cold.distances, atol=1e-4)

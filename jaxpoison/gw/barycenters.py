@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison.gw.distances import center_spread, in_groups, moments, product_change
 from jaxpoison.gw.products import LaidOut, distance_product, laid_out
-from jaxpoison.gw.solver import EntropicGW, solve
-from jaxpoison.gw.steps import Problems, product_plans
+from jaxpoison.gw.solver import Couplings, EntropicGW, product_couplings, solve
+from jaxpoison.gw.steps import Problems
 from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import SmallSpaces, Spaces
 
@@ -29,6 +29,9 @@ _SHRINKS = 0.5
 _COUPLED = 5.0
 _INEXACT_SHARE = 0.1
 _FIRST_MOVE = 0.1
+# Centres that a round moves by less are extrapolated, by at most so many times what it changed.
+_STEADY = 0.01
+_FARTHEST = 5.0
 
 
 def barycenters(
@@ -38,7 +41,7 @@ def barycenters(
     start: Float[Array | np.ndarray, "k m m"],
     solver: EntropicGW,
     *,
-    plans: Float[Array, "n m p"] | None = None,
+    couplings: Couplings | None = None,
     tolerance: float = 2e-5,
     max_rounds: int = 20,
 ) -> tuple[SmallSpaces, Int[Array, ""]]:
@@ -47,8 +50,10 @@ def barycenters(
     One round couples every heatmap with its own cluster's centre and sets
     ``C <- sum_s lambda_s T_s C_s T_s^T / (q q^T)`` (Peyre, Cuturi, Solomon
     2016, eq. 14, for the square loss). Couplings start from those of the round
-    before, and the first from ``plans``; while centres move far, they are solved
-    only as exactly as that. Where further rounds are certain to end
+    before, and the first from ``couplings``; while centres move far, they are solved
+    only as exactly as that. Centres that hardly move any more are extrapolated from the last
+    two rounds (Anderson 1965, with one vector), since what remains may shrink by only a
+    tenth in a round. Where further rounds are certain to end
     in a constant centre, as at a large epsilon, that constant is given at once:
     near it, a round multiplies the differences between points by
     ``4 / epsilon * mean Var_p(C p)``, to first order in them. Heatmaps are split
@@ -61,7 +66,7 @@ def barycenters(
             out. They need not sum to 1.
         start: Distances of the centres to start from.
         solver: How couplings are found.
-        plans: Couplings to start from, made by
+        couplings: What couplings start from, made by
             :func:`~jaxpoison.gw.distances.nearest_couplings`; by default products.
         tolerance: Largest change of an entry that ends the rounds; five times that ends
             the iteration of a coupling, whatever less the solver asks.
@@ -71,7 +76,9 @@ def barycenters(
         The centres, and the number of rounds taken. A cluster without members
         keeps its start.
     """
-    return _barycenters(spaces, labels, member_weights, plans, start, solver, tolerance, max_rounds)
+    return _barycenters(
+        spaces, labels, member_weights, couplings, start, solver, tolerance, max_rounds
+    )
 
 
 @partial(jax.jit, static_argnames="solver")
@@ -79,17 +86,21 @@ def _barycenters(
     spaces: Spaces,
     labels: Any,
     member_weights: Array,
-    plans: Array | None,
+    couplings: Couplings | None,
     start: Any,
     solver: EntropicGW,
     tolerance: float,
     max_rounds: int,
 ) -> tuple[SmallSpaces, Array]:
     def local(
-        spaces: LaidOut, labels: Array, member_weights: Array, plans: Array | None, start: Array
+        spaces: LaidOut,
+        labels: Array,
+        member_weights: Array,
+        couplings: Couplings | None,
+        start: Array,
     ) -> tuple[SmallSpaces, Array]:
         return local_barycenters(
-            spaces, labels, member_weights, plans, start, solver, tolerance, max_rounds
+            spaces, labels, member_weights, couplings, start, solver, tolerance, max_rounds
         )
 
     return jax.shard_map(
@@ -98,7 +109,7 @@ def _barycenters(
         in_specs=(P(BATCH), P(BATCH), P(BATCH), P(BATCH), P()),
         out_specs=P(),
         check_vma=False,
-    )(laid_out(spaces), labels, member_weights, plans, start)
+    )(laid_out(spaces), labels, member_weights, couplings, start)
 
 
 class _Rounds(NamedTuple):
@@ -106,24 +117,28 @@ class _Rounds(NamedTuple):
 
     Attributes:
         centers: Their distances.
-        plans: Every heatmap's coupling with its own.
+        couplings: Every heatmap's with its own.
         taken: Rounds so far.
         moved: Largest change of an entry in the last one.
-        settled: Whether that ends the rounds: it was small, with exact couplings.
+        settled: Which centres it left where they were, with exact couplings: they are done.
+        image: What it made of the centres it began with.
+        residual: How far that was from them; zero before the first round.
     """
 
     centers: Float[Array, "k m m"]
-    plans: Float[Array, "n m p"]
+    couplings: Couplings
     taken: Int[Array, ""]
     moved: Float[Array, ""]
-    settled: Bool[Array, ""]
+    settled: Bool[Array, " k"]
+    image: Float[Array, "k m m"]
+    residual: Float[Array, "k m m"]
 
 
 def local_barycenters(
     spaces: LaidOut,
     labels: Int[Array, " n"],
     member_weights: Float[Array, " n"],
-    plans: Float[Array, "n m p"] | None,
+    couplings: Couplings | None,
     start: Float[Array, "k m m"],
     solver: EntropicGW,
     tolerance: float | Array,
@@ -151,46 +166,82 @@ def local_barycenters(
 
     def closed(
         centers: Array,  # noqa: ARG001
-        plans: Array,
+        couplings: Couplings,
         coupled: Array,  # noqa: ARG001
-    ) -> tuple[Array, Array]:
+        settled: Array,  # noqa: ARG001
+    ) -> tuple[Array, Couplings]:
         """Under the product coupling all of a centre's points see the mean distance."""
-        return jnp.broadcast_to(mean_of(known.mean)[:, None, None], (k, m, m)), plans
+        return jnp.broadcast_to(mean_of(known.mean)[:, None, None], (k, m, m)), couplings
 
-    def iterated(centers: Array, plans: Array, coupled: Array) -> tuple[Array, Array]:
-        def group(some: LaidOut, labels: Array, plans: Array, count: Array) -> tuple[Array, Array]:
+    def iterated(
+        centers: Array, couplings: Couplings, coupled: Array, settled: Array
+    ) -> tuple[Array, Couplings]:
+        def group(
+            some: LaidOut, labels: Array, couplings: Couplings, active: Array, count: Array
+        ) -> tuple[Array, Couplings]:
+            order = jnp.argsort(~active)
+            back = jnp.argsort(order)
+            some, labels = some.take(order), labels[order]
+            couplings = jax.tree.map(lambda x: x[order], couplings)
             masses = jnp.broadcast_to(uniform, (len(some), m))
             problems = Problems(some, SmallSpaces(centers[labels], masses))
-            new = solve(problems, solver, count, plans, coupled).plans
+            new = solve(problems, solver, count, couplings, coupled).couplings
 
-            def seen(row: tuple[LaidOut, Array]) -> Array:
-                space, plan = jax.tree.map(lambda x: x[None], row)
-                return (distance_product(space, plan) @ plan.mT)[0]
+            chunk = min(solver.width(some.weights.shape[1]), len(some))
 
-            chunk = min(solver.width(some.weights.shape[1]), len(new))
-            return jax.lax.map(seen, (some, new), batch_size=chunk), new
+            def see(k: Array, seen: Array) -> Array:
+                rows = k * chunk + jnp.arange(chunk)
+                plans = new.plans[rows]
+                parts = distance_product(some.take(rows), plans) @ plans.mT
+                return seen.at[rows].set(parts, mode="drop")
 
-        parts, plans = in_groups(group, (spaces, labels, plans), real)
-        return mean_of(parts) * m**2, plans
+            nothing = jnp.zeros((len(some), m, m), centers.dtype)
+            seen = jax.lax.fori_loop(0, (count + chunk - 1) // chunk, see, nothing)
+            return seen[back], jax.tree.map(lambda x: x[back], new)
+
+        active = real & ~settled[labels]
+        parts, couplings = in_groups(group, (spaces, labels, couplings, active), active)
+        return mean_of(parts) * m**2, couplings
 
     def advance(state: _Rounds) -> _Rounds:
         spreads = jax.vmap(center_spread, (0, None))(state.centers, uniform)
         change = product_change(widest, jnp.where(totals > 0, spreads, 0).max(), solver.epsilon)
         constant = (change <= solver.tolerance) | ((change <= _NEAR) & (contraction <= _SHRINKS))
         coupled = jnp.maximum(exact, _INEXACT_SHARE * jnp.minimum(state.moved, _FIRST_MOVE))
-        new, plans = jax.lax.cond(constant, closed, iterated, state.centers, state.plans, coupled)
-        new = jnp.where((totals > 0)[:, None, None], new, state.centers)
-        moved = jnp.abs(new - state.centers).max()
-        settled = (moved <= tolerance) & (constant | (coupled <= exact))
-        return _Rounds(new, plans, state.taken + 1, moved, settled)
+        new, couplings = jax.lax.cond(
+            constant, closed, iterated, state.centers, state.couplings, coupled, state.settled
+        )
+        moving = (totals > 0) & ~state.settled
+        new = jnp.where(moving[:, None, None], new, state.centers)
+        residual = new - state.centers
+        moved = jnp.abs(residual).max()
+        still = jnp.abs(residual).max((1, 2)) <= tolerance
+        settled = still & (constant | (coupled <= exact))
+        last = constant | settled | (state.taken + 1 == max_rounds)
+        beyond = _extrapolated(new, residual, state)
+        following = jnp.where(last[:, None, None], new, beyond)
+        return _Rounds(following, couplings, state.taken + 1, moved, settled, new, residual)
 
     def unfinished(state: _Rounds) -> Array:
-        return (state.taken < max_rounds) & ~state.settled
+        return (state.taken < max_rounds) & ~state.settled.all()
 
-    if plans is None:
+    if couplings is None:
         masses = jnp.broadcast_to(uniform, (len(labels), m))
-        plans = product_plans(Problems(spaces, SmallSpaces(start[labels], masses)))
+        couplings = product_couplings(Problems(spaces, SmallSpaces(start[labels], masses)))
     far = jnp.asarray(jnp.inf, start.dtype)
-    first = _Rounds(start, plans, jnp.int32(0), far, jnp.asarray(False))
+    never, nothing = jnp.zeros(k, bool), jnp.zeros_like(start)
+    first = _Rounds(start, couplings, jnp.int32(0), far, never, start, nothing)
     found = jax.lax.while_loop(unfinished, advance, first)
     return SmallSpaces(found.centers, jnp.broadcast_to(uniform, (k, m))), found.taken
+
+
+def _extrapolated(
+    image: Float[Array, "k m m"], residual: Float[Array, "k m m"], before: _Rounds
+) -> Float[Array, "k m m"]:
+    """Where the residual would be least if it went on changing as in the last round."""
+    change = residual - before.residual
+    size = (change**2).sum((1, 2))
+    by = -(change * residual).sum((1, 2)) / jnp.where(size > 0, size, 1)
+    steady = (jnp.abs(residual).max((1, 2)) < _STEADY) & (before.residual != 0).any((1, 2))
+    by = jnp.where(steady, jnp.clip(by, -_FARTHEST, _FARTHEST), 0)
+    return image + by[:, None, None] * (image - before.image)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxpoison.gw.products import LaidOut, distance_product, laid_out
-from jaxpoison.gw.solver import EntropicGW, measure, solve
+from jaxpoison.gw.solver import Couplings, EntropicGW, measure, solve, starting_from
 from jaxpoison.gw.steps import Problems, product_plans
 from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import SmallSpaces, Spaces
@@ -115,7 +115,7 @@ def distances_to_centers(
 
 def nearest_couplings(
     spaces: Spaces, centers: SmallSpaces, solver: EntropicGW, real: Bool[Array, " n"]
-) -> tuple[Distances, Float[Array, "n m p"]]:
+) -> tuple[Distances, Couplings]:
     """Distances of all heatmaps to all centres, and the couplings with the nearest ones.
 
     Args:
@@ -125,13 +125,13 @@ def nearest_couplings(
         real: Which rows are heatmaps, as for :func:`distances_to_centers`.
 
     Returns:
-        The distances, and the plans, from which :func:`~jaxpoison.barycenters` can start;
+        The distances, and the couplings, from which :func:`~jaxpoison.barycenters` can start;
         they stay on the devices that hold the heatmaps.
     """
-    found, plans = _distances(spaces, real, centers, solver, True)
-    if plans is None:
+    found, couplings = _distances(spaces, real, centers, solver, True)
+    if couplings is None:
         raise RuntimeError("couplings were asked for, and are missing")
-    return found, plans
+    return found, couplings
 
 
 def perturbation_gain(
@@ -177,8 +177,9 @@ def _perturbation_gain(
 
     # Both starts in one go: the solver is compiled once.
     both = problems.take(jnp.tile(jnp.arange(n), 2))
-    starts = jnp.concatenate([product_plans(problems), ordered])
-    found = measure(both, solve(both, solver, 2 * n, starts).plans, solver.width(p.shape[1]))
+    starts = starting_from(jnp.concatenate([product_plans(problems), ordered]))
+    plans = solve(both, solver, 2 * n, starts).couplings.plans
+    found = measure(both, plans, solver.width(p.shape[1]))
     usual, other = jnp.split(found.values + solver.epsilon * found.information, 2)
     return 1 - other / usual
 
@@ -196,10 +197,12 @@ def _ranked(
 @partial(jax.jit, static_argnames=("solver", "coupled"))
 def _distances(
     spaces: Spaces, real: Any, centers: SmallSpaces, solver: EntropicGW, coupled: bool
-) -> tuple[Distances, Array | None]:
-    def local(spaces: LaidOut, real: Array, centers: SmallSpaces) -> tuple[Distances, Array | None]:
-        found, plans = local_distances(spaces, real, centers, solver, coupled)
-        return jax.lax.all_gather(found, BATCH, tiled=True), plans
+) -> tuple[Distances, Couplings | None]:
+    def local(
+        spaces: LaidOut, real: Array, centers: SmallSpaces
+    ) -> tuple[Distances, Couplings | None]:
+        found, couplings = local_distances(spaces, real, centers, solver, coupled)
+        return jax.lax.all_gather(found, BATCH, tiled=True), couplings
 
     return jax.shard_map(
         local,
@@ -216,30 +219,31 @@ def local_distances(
     centers: SmallSpaces,
     solver: EntropicGW,
     coupled: bool,
-) -> tuple[Distances, Float[Array, "n m p"] | None]:
+) -> tuple[Distances, Couplings | None]:
     """Distances of this device's heatmaps; those that are not real come last and cost nothing.
 
-    With ``coupled``, the plans to the nearest centres come too.
+    With ``coupled``, the couplings with the nearest centres come too.
     """
     known = moments(spaces)
     n = len(spaces)
     weights = jnp.asarray(spaces.weights)
 
-    def closed(center: Array, q: Array) -> tuple[Array, Array, Array, Array | None]:
+    def closed(center: Array, q: Array) -> tuple[Array, Array, Array, Couplings | None]:
         of_center = q @ center @ q
         values = known.squares - 2 * known.mean * of_center + q @ center**2 @ q
-        plans = q[:, None] * weights[:, None] if coupled else None
-        return values, jnp.zeros(n), jnp.ones(n, bool), plans
+        kept = starting_from(q[:, None] * weights[:, None]) if coupled else None
+        return values, jnp.zeros(n), jnp.ones(n, bool), kept
 
-    def iterated(center: Array, q: Array) -> tuple[Array, Array, Array, Array | None]:
-        def group(some: LaidOut, count: Array) -> tuple[Array, Array, Array, Array | None]:
+    def iterated(center: Array, q: Array) -> tuple[Array, Array, Array, Couplings | None]:
+        def group(some: LaidOut, count: Array) -> tuple[Array, Array, Array, Couplings | None]:
             many = len(some)
             centers = jnp.broadcast_to(center, (many, *center.shape))
             problems = Problems(some, SmallSpaces(centers, jnp.broadcast_to(q, (many, *q.shape))))
-            plans = solve(problems, solver, count)
-            found = measure(problems, plans.plans, solver.width(some.weights.shape[1]))
-            kept = plans.plans if coupled else None
-            return found.values, found.information, plans.converged, kept
+            solved = solve(problems, solver, count)
+            plans = solved.couplings.plans
+            found = measure(problems, plans, solver.width(some.weights.shape[1]))
+            kept = solved.couplings if coupled else None
+            return found.values, found.information, solved.converged, kept
 
         return in_groups(group, (spaces,), real)
 
@@ -249,20 +253,24 @@ def local_distances(
         product = change <= solver.tolerance
         # All devices go the same way, since they wait for each other on it.
         everywhere = jax.lax.pmin((product | ~real).all().astype(jnp.int32), BATCH) == 1
-        values, information, converged, plans = jax.lax.cond(
+        values, information, converged, couplings = jax.lax.cond(
             everywhere, closed, iterated, center, q
         )
         if coupled:
             least, kept = nearest
             nearer = values < least
-            kept = jnp.where(nearer[:, None, None], plans, kept)
+            kept = Couplings(
+                jnp.where(nearer[:, None, None], couplings.plans, kept.plans),
+                jnp.where(nearer[:, None], couplings.potentials, kept.potentials),
+            )
             nearest = jnp.where(nearer, values, least), kept
         return nearest, Distances(values, information, converged, product)
 
     none = None
     if coupled:
         shape = (n, centers.weights.shape[-1], weights.shape[-1])
-        none = jnp.full(n, jnp.inf, weights.dtype), jnp.zeros(shape, weights.dtype)
+        nothing = starting_from(jnp.zeros(shape, weights.dtype))
+        none = jnp.full(n, jnp.inf, weights.dtype), nothing
     arrays = jnp.asarray(centers.distances), jnp.asarray(centers.weights)
     nearest, by_center = jax.lax.scan(one, none, arrays)
     found = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_center)

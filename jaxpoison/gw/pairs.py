@@ -167,7 +167,7 @@ def _small_pairs(
             problems = Problems(spaces.take(pairs[:, 0]), spaces.take(pairs[:, 1]))
             # Those that are not real come last.
             plans = solve(problems, solver, real.sum())
-            found = measure(problems, plans.plans, group)
+            found = measure(problems, plans.couplings.plans, group)
             return _Found(found.values, found.information, plans.converged)
 
         missing = -len(pairs) % group

@@ -34,6 +34,10 @@ from jaxpoison.spaces import SmallSpaces
 # Spaces of so many points count as small.
 _FEW = 64
 INEXACT = 0.02
+# Plans are extrapolated where they move less than this, and each time by a share of the
+# last time's between these.
+_STEADY = 0.003
+_SHRINKING = (0.3, 0.98)
 # Steps between two changes of slots, where both sides have few points.
 _SMALL_STEPS = 4
 
@@ -80,16 +84,38 @@ class EntropicGW:
         return 512 if points > _FEW else 8192
 
 
-class Plans(NamedTuple):
+class Couplings(NamedTuple):
+    """Plans, and what the next ones can be found from sooner.
+
+    Attributes:
+        plans: The plans, the centre's points first.
+        potentials: Of the centre's points, in units of epsilon.
+    """
+
+    plans: Float[Array, "n m p"]
+    potentials: Float[Array, "n m"]
+
+
+def product_couplings(problems: Problems) -> Couplings:
+    """The products of the marginals: the usual start."""
+    return starting_from(product_plans(problems))
+
+
+def starting_from(plans: Float[Array, "n m p"]) -> Couplings:
+    """Plans whose potentials are not known."""
+    return Couplings(plans, jnp.zeros(plans.shape[:2], plans.dtype))
+
+
+class Solutions(NamedTuple):
     """Solutions of problems.
 
     Attributes:
-        plans: Couplings, the centre's points first.
+        couplings: Plans and potentials.
         iterations: Linearisations taken.
         converged: Whether the iteration ended within its tolerance.
     """
 
-    plans: Float[Array, "n m p"]
+    couplings: Couplings
     iterations: Int[Array, " n"]
     converged: Bool[Array, " n"]
 
@@ -98,7 +124,9 @@ class _Lanes(NamedTuple):
     """How far problems are.
 
     Attributes:
-        plan: The plan of the last linearisation that was solved.
+        plan: That of the last linearisation that was solved, or beyond: where the next
+            linearisation is made.
+        change: How far the last linearisation moved it; 0 where that says nothing.
         potential: Of the centre's points, in units of epsilon.
         taken: Linearisations solved.
         tried: Steps made.
@@ -106,6 +134,7 @@ class _Lanes(NamedTuple):
     """
 
     plan: Float[Array, "b m p"]
+    change: Float[Array, " b"]
     potential: Float[Array, "b m"]
     taken: Int[Array, " b"]
     tried: Int[Array, " b"]
@@ -130,68 +159,73 @@ def solve(
     problems: Problems,
     solver: EntropicGW,
     count: Int[Array, ""] | int,
-    start: Float[Array, "n m p"] | None = None,
+    start: Couplings | None = None,
     tolerance: Float[Array, ""] | None = None,
-) -> Plans:
+) -> Solutions:
     """Solves the first ``count`` problems; the others keep their start.
 
     Args:
         problems: What to couple.
         solver: How.
         count: How many problems there are; the rest is padding.
-        start: Plans to start from; by default the products of the marginals.
+        start: What to start from; by default the products of the marginals.
         tolerance: In place of the solver's, where it is larger.
     """
     asked = jnp.asarray(solver.tolerance)
     if tolerance is not None:
         asked = jnp.maximum(asked, tolerance)
     n, pixels = problems.spaces.weights.shape
-    points = problems.centers.weights.shape[-1]
     size = min(solver.width(pixels), n)
 
-    def load(index: Array) -> Float[Array, "b m p"]:
+    def load(index: Array) -> Couplings:
+        index = jnp.minimum(index, n - 1)
         if start is not None:
-            return start[jnp.minimum(index, n - 1)]
-        return product_plans(problems.take(jnp.minimum(index, n - 1)))
+            return Couplings(start.plans[index], start.potentials[index])
+        return product_couplings(problems.take(index))
 
-    def advance(state: tuple[_Slots, Plans]) -> tuple[_Slots, Plans]:
+    def advance(state: tuple[_Slots, Solutions]) -> tuple[_Slots, Solutions]:
         slots, found = state
         here = problems.take(jnp.minimum(slots.problem, n - 1))
         tolerance = jnp.maximum(asked, resolution(here, solver.epsilon))
         steps = _small_steps if isinstance(here.spaces, SmallSpaces) else _step
-        plan, potential, taken, tried, settled = steps(here, slots.lanes, tolerance, solver)
+        plan, change, potential, taken, tried, settled = steps(here, slots.lanes, tolerance, solver)
         busy = slots.problem < n
         done = busy & (settled | _spent(taken, tried, solver))
         into = jnp.where(done, slots.problem, n)
-        found = Plans(
-            found.plans.at[into].set(plan, mode="drop"),
+        plans, potentials = found.couplings
+        found = Solutions(
+            Couplings(
+                plans.at[into].set(plan, mode="drop"),
+                potentials.at[into].set(potential, mode="drop"),
+            ),
             found.iterations.at[into].set(taken, mode="drop"),
             found.converged.at[into].set(settled, mode="drop"),
         )
         candidates = slots.following + jnp.cumsum(done) - 1
         index = jnp.where(done, jnp.where(candidates < count, candidates, n), slots.problem)
-        new = done[:, None, None]
+        new = load(index)
         lanes = _Lanes(
-            jnp.where(new, load(index), plan),
-            jnp.where(done[:, None], 0, potential),
+            jnp.where(done[:, None, None], new.plans, plan),
+            jnp.where(done, 0, change),
+            jnp.where(done[:, None], new.potentials, potential),
             jnp.where(done, 0, taken),
             jnp.where(done, 0, tried),
             settled & ~done,
         )
         return _Slots(index, lanes, slots.following + done.sum()), found
 
-    def unfinished(state: tuple[_Slots, Plans]) -> Array:
+    def unfinished(state: tuple[_Slots, Solutions]) -> Array:
         return (state[0].problem < n).any()
 
     leading = jnp.arange(size)
     index = jnp.where(leading < count, leading, n)
     zeros = jnp.zeros(size, jnp.int32)
-    potential = jnp.zeros((size, points), problems.spaces.weights.dtype)
-    lanes = _Lanes(load(index), potential, zeros, zeros, zeros.astype(bool))
+    first = load(index)
+    unknown = jnp.zeros(size, first.plans.dtype)
+    lanes = _Lanes(first.plans, unknown, first.potentials, zeros, zeros, zeros.astype(bool))
     slots = _Slots(index, lanes, jnp.int32(size))
-    everything = product_plans(problems) if start is None else start
-    found = Plans(
-        jnp.broadcast_to(everything, (n, points, pixels)),
+    found = Solutions(
+        product_couplings(problems) if start is None else start,
         jnp.zeros(n, jnp.int32),
         jnp.ones(n, bool),
     )
@@ -212,11 +246,16 @@ def _step(
     plan, potential, error = step(problems, lanes.plan, lanes.potential, solver.epsilon)
     change = jnp.abs(plan - lanes.plan).sum((1, 2))
     solved, settled = _judged(error, change, tolerance)
+    taken, tried = lanes.taken + solved, lanes.tried + 1
+    last = settled | _spent(taken, tried, solver)
+    further = jnp.where(last, 0, _further(change, lanes.change))
+    beyond = plan + further[:, None, None] * (plan - lanes.plan)
     return _Lanes(
-        jnp.where(solved[:, None, None], plan, lanes.plan),
+        jnp.where((solved | last)[:, None, None], beyond, lanes.plan),
+        jnp.where(solved, jnp.where(further > 0, 0, change), lanes.change),
         potential,
-        lanes.taken + solved,
-        lanes.tried + 1,
+        taken,
+        tried,
         settled,
     )
 
@@ -234,11 +273,15 @@ def _small_steps(
         change = total(jnp.abs(plan - lanes.plan)).sum(0)
         solved, settled = _judged(error, change, tolerance)
         on = ~(lanes.settled | _spent(lanes.taken, lanes.tried, solver))
+        taken, tried = lanes.taken + (on & solved), lanes.tried + on
+        last = settled | _spent(taken, tried, solver)
+        further = jnp.where(last, 0, _further(change, lanes.change))
         return _Lanes(
-            jnp.where(on & solved, plan, lanes.plan),
+            jnp.where(on & (solved | last), plan + further * (plan - lanes.plan), lanes.plan),
+            jnp.where(on & solved, jnp.where(further > 0, 0, change), lanes.change),
             jnp.where(on, potential, lanes.potential),
-            lanes.taken + (on & solved),
-            lanes.tried + on,
+            taken,
+            tried,
             lanes.settled | (on & settled),
         )
 
@@ -254,6 +297,19 @@ def _judged(
     # While plans still move far, their marginals need not hold to the last digit.
     solved = error <= jnp.maximum(tolerance, INEXACT * change)
     return solved, (error <= tolerance) & (change <= tolerance)
+
+
+def _further(change: Float[Array, " b"], before: Float[Array, " b"]) -> Float[Array, " b"]:
+    """How many times its last move a plan goes on, by which the iteration gains its end.
+
+    Near its end every linearisation moves a plan by the same share of the move before; the
+    moves to come then sum to a geometric series (Aitken 1926). Where that does not hold, the
+    next linearisations lead back: they and what ends the iteration are the same.
+    """
+    low, high = _SHRINKING
+    ratio = change / jnp.where(before > 0, before, 1)
+    steady = (before > 0) & (change < _STEADY) & (ratio > low) & (ratio < high)
+    return jnp.where(steady, ratio / (1 - jnp.minimum(ratio, high)), 0)
 
 
 class Measured(NamedTuple):
