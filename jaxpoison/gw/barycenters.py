@@ -179,6 +179,7 @@ def local_barycenters(
         def group(
             some: LaidOut, labels: Array, couplings: Couplings, active: Array, count: Array
         ) -> tuple[Array, Couplings]:
+            # Members of centres that are done come last, and cost nothing.
             order = jnp.argsort(~active)
             back = jnp.argsort(order)
             some, labels = some.take(order), labels[order]
@@ -216,7 +217,7 @@ def local_barycenters(
         residual = new - state.centers
         moved = jnp.abs(residual).max()
         still = jnp.abs(residual).max((1, 2)) <= tolerance
-        settled = still & (constant | (coupled <= exact))
+        settled = state.settled | (still & (constant | (coupled <= exact)))
         last = constant | settled | (state.taken + 1 == max_rounds)
         beyond = _extrapolated(new, residual, state)
         following = jnp.where(last[:, None, None], new, beyond)

@@ -6,14 +6,15 @@ in POT's convention: POT minimises the linearisation 2 (const - 2 C1 T C2) with
 entropy epsilon; OTT-JAX halves the linearisation, so that its epsilon is half
 of POT's.
 
-Four things make it fast. Products with pixel distances are one matrix product
+Five things make it fast. Products with pixel distances are one matrix product
 for all problems (:mod:`jaxpoison.gw.products`). A centre has few points, so
 that the inner problem has few unknowns once its pixel potentials are
 eliminated: Newton's method solves it in one or two steps where Sinkhorn's
-scaling takes hundreds at small epsilon. And problems pass through a fixed
-number of slots: one that is solved gives its place to the next, so that shapes
-are static and solved problems cost nothing. Where both sides have few points,
-arrays put problems last (:mod:`jaxpoison.gw.many`).
+scaling takes hundreds at small epsilon. Plans are extrapolated where their
+moves shrink steadily. Problems pass through a fixed number of slots: one that
+is solved gives its place to the next, so that shapes are static and solved
+problems cost nothing. And where both sides have few points, arrays put problems
+last (:mod:`jaxpoison.gw.many`).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from jaxpoison.spaces import SmallSpaces
 # Spaces of so many points count as small.
 _FEW = 64
 INEXACT = 0.02
-# Plans are extrapolated where they move less than this, and each time by a share of the
-# last time's between these.
+# Plans are extrapolated where they move by less than this, and by a share between these
+# of their move before.
 _STEADY = 0.003
 _SHRINKING = (0.3, 0.98)
 # Steps between two changes of slots, where both sides have few points.
@@ -220,9 +221,9 @@ def solve(
     leading = jnp.arange(size)
     index = jnp.where(leading < count, leading, n)
     zeros = jnp.zeros(size, jnp.int32)
-    first = load(index)
-    unknown = jnp.zeros(size, first.plans.dtype)
-    lanes = _Lanes(first.plans, unknown, first.potentials, zeros, zeros, zeros.astype(bool))
+    begun = load(index)
+    unknown = jnp.zeros(size, begun.plans.dtype)
+    lanes = _Lanes(begun.plans, unknown, begun.potentials, zeros, zeros, zeros.astype(bool))
     slots = _Slots(index, lanes, jnp.int32(size))
     found = Solutions(
         product_couplings(problems) if start is None else start,
@@ -247,11 +248,11 @@ def _step(
     change = jnp.abs(plan - lanes.plan).sum((1, 2))
     solved, settled = _judged(error, change, tolerance)
     taken, tried = lanes.taken + solved, lanes.tried + 1
-    last = settled | _spent(taken, tried, solver)
-    further = jnp.where(last, 0, _further(change, lanes.change))
+    ending = settled | _spent(taken, tried, solver)
+    further = jnp.where(ending, 0, _further(change, lanes.change))
     beyond = plan + further[:, None, None] * (plan - lanes.plan)
     return _Lanes(
-        jnp.where((solved | last)[:, None, None], beyond, lanes.plan),
+        jnp.where((solved | ending)[:, None, None], beyond, lanes.plan),
         jnp.where(solved, jnp.where(further > 0, 0, change), lanes.change),
         potential,
         taken,
@@ -274,10 +275,10 @@ def _small_steps(
         solved, settled = _judged(error, change, tolerance)
         on = ~(lanes.settled | _spent(lanes.taken, lanes.tried, solver))
         taken, tried = lanes.taken + (on & solved), lanes.tried + on
-        last = settled | _spent(taken, tried, solver)
-        further = jnp.where(last, 0, _further(change, lanes.change))
+        ending = settled | _spent(taken, tried, solver)
+        further = jnp.where(ending, 0, _further(change, lanes.change))
         return _Lanes(
-            jnp.where(on & (solved | last), plan + further * (plan - lanes.plan), lanes.plan),
+            jnp.where(on & (solved | ending), plan + further * (plan - lanes.plan), lanes.plan),
             jnp.where(on & solved, jnp.where(further > 0, 0, change), lanes.change),
             jnp.where(on, potential, lanes.potential),
             taken,
