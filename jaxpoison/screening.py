@@ -79,7 +79,10 @@ class ScannedClass:
     def suspicion(self) -> float:
         """Silhouette over that from which on the detector calls a class suspicious."""
         found = suspicion(self.detector, self.separation)
-        assert found is not None  # Others do not scan.
+        if found is None:
+            raise ValueError(
+                f"detector must be one of {', '.join(SUSPICIOUS)}, found {self.detector}"
+            )
         return found
 
     @property

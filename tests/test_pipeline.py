@@ -12,6 +12,7 @@ from jaxpoison import (
     Dataset,
     PoisonedSplits,
     RunConfig,
+    explain,
     pipeline,
     preparation,
     run,
@@ -240,14 +241,24 @@ def test_label_consistent_attack_trains_one_surrogate(config, tmp_path, monkeypa
     assert "on the mean over classes" in text
 
 
-def test_both_settings_of_heatmap_clustering(config, tmp_path):
+def test_both_settings_of_heatmap_clustering(config, tmp_path, monkeypatch):
+    """The default's couplings carry geometry where the paper's do not.
+
+    The relevance of so small a network is spread over all pixels, and at either epsilon the
+    iteration (a float64 loop's too) ends in constant centres: it is squared.
+    """
+
+    def sharper(*arguments, **options):
+        found = explain(*arguments, **options)
+        return dataclasses.replace(found, relevance=np.maximum(found.relevance, 0) ** 2)
+
+    monkeypatch.setattr(pipeline, "explain", sharper)
     names = ("mean_distance", "heatmap_paper", "heatmap")
     outcome = run(dataclasses.replace(config, detectors=names), tmp_path)
     notes = {name: found.notes for name, found in outcome.detections.items()}
     assert (notes["heatmap_paper"]["epsilon"], notes["heatmap"]["epsilon"]) == (0.1, 0.02)
     assert notes["heatmap_paper"]["coupling_information_nats"] < 1e-4
-    # The network is hardly trained and its heatmaps are alike: this may be nothing too.
-    assert notes["heatmap"]["coupling_information_nats"] >= 0
+    assert notes["heatmap"]["coupling_information_nats"] > 0.05
     # Without geometry, one number per image is left of the heatmaps; from other seeds
     # two-means may end an image or two elsewhere.
     same = outcome.detections["mean_distance"].labels == outcome.detections["heatmap_paper"].labels

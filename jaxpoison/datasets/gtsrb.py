@@ -88,12 +88,9 @@ class Gtsrb(tfds.core.GeneratorBasedBuilder):
             files = _Files.of_archives(archives, verify=True)
         else:
             files = _Files.of_directory(self._source, verify=self._verify)
-        return {"train": self._rows(files, "train"), "test": self._rows(files, "test")}
+        return {split: self._generate_examples(files, split) for split in ("train", "test")}
 
-    def _generate_examples(self, **kwargs: Any) -> Any:
-        raise NotImplementedError  # TFDS demands it; _rows takes its place.
-
-    def _rows(self, files: _Files, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, files: _Files, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = files.training() if split == "train" else files.testing()
         for name, row in rows:
             label = int(row["ClassId"])
