@@ -219,6 +219,15 @@ def test_plans_are_plans_wherever_the_iteration_is_cut(spaces, few, monkeypatch)
         np.testing.assert_allclose(plans.sum(1), problems.spaces.weights, atol=1e-6)
 
 
+def test_epsilons_share_a_compilation_and_differ(spaces):
+    center = SmallSpaces(random_center(6)[None], np.full((1, SIZE), 1 / SIZE))
+    first = distances_to_centers(spaces, center, EntropicGW(0.03))
+    compiled = gw_distances._distances._cache_size()
+    second = distances_to_centers(spaces, center, EntropicGW(0.04, 1e-4, 300))
+    assert gw_distances._distances._cache_size() == compiled
+    assert (np.abs(first.values / second.values - 1) > 1e-3).all()
+
+
 def test_wrong_epsilon_would_be_seen(spaces, plain):
     """The agreement above is not for want of an effect of epsilon."""
     center = random_center(1)
@@ -304,8 +313,8 @@ def test_groups_without_heatmaps_change_nothing(spaces, monkeypatch):
     center = SmallSpaces(
         random_center(1)[None].astype(np.float32), np.full((1, SIZE), 0.1, np.float32)
     )
-    # Settings of its own: groups are a constant of the compiled function.
-    solver = EntropicGW(0.05, max_iterations=499)
+    # Slots of its own: groups are a constant of the compiled function.
+    solver = EntropicGW(0.05, slots=15)
     real = np.arange(32) % 16 < 6
     some = distances_to_centers(spaces, center, solver, jnp.asarray(real))
     everyone = distances_to_centers(spaces, center, solver)
@@ -321,8 +330,8 @@ def test_extrapolated_barycentres_settle_sooner_and_where_plain_rounds_do(spaces
 
     sooner, few = settled(EntropicGW(0.02))
     monkeypatch.setattr(gw_barycenters, "_STEADY", 0.0)
-    # Another solver, so that it is compiled again.
-    plain, many = settled(EntropicGW(0.02, max_iterations=499))
+    # Another number of slots, so that it is compiled again.
+    plain, many = settled(EntropicGW(0.02, slots=15))
     assert few < 0.8 * many < 160
     np.testing.assert_allclose(sooner.distances, plain.distances, atol=5e-4)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -76,17 +75,26 @@ def barycenters(
         The centres, and the number of rounds taken. A cluster without members
         keeps its start.
     """
+    if couplings is None:
+        couplings = _products(spaces, start)
     return _barycenters(
         spaces, labels, member_weights, couplings, start, solver, tolerance, max_rounds
     )
 
 
-@partial(jax.jit, static_argnames="solver")
+@jax.jit
+def _products(spaces: Spaces, start: Any) -> Couplings:
+    n, m = len(spaces), start.shape[-1]
+    masses = jnp.full((n, m), 1 / m, start.dtype)
+    return product_couplings(Problems(laid_out(spaces), SmallSpaces(start[:1], masses)))
+
+
+@jax.jit
 def _barycenters(
     spaces: Spaces,
     labels: Any,
     member_weights: Array,
-    couplings: Couplings | None,
+    couplings: Couplings,
     start: Any,
     solver: EntropicGW,
     tolerance: float,
@@ -96,7 +104,7 @@ def _barycenters(
         spaces: LaidOut,
         labels: Array,
         member_weights: Array,
-        couplings: Couplings | None,
+        couplings: Couplings,
         start: Array,
     ) -> tuple[SmallSpaces, Array]:
         return local_barycenters(
@@ -138,7 +146,7 @@ def local_barycenters(
     spaces: LaidOut,
     labels: Int[Array, " n"],
     member_weights: Float[Array, " n"],
-    couplings: Couplings | None,
+    couplings: Couplings,
     start: Float[Array, "k m m"],
     solver: EntropicGW,
     tolerance: float | Array,
@@ -226,9 +234,6 @@ def local_barycenters(
     def unfinished(state: _Rounds) -> Array:
         return (state.taken < max_rounds) & ~state.settled.all()
 
-    if couplings is None:
-        masses = jnp.broadcast_to(uniform, (len(labels), m))
-        couplings = product_couplings(Problems(spaces, SmallSpaces(start[labels], masses)))
     far = jnp.asarray(jnp.inf, start.dtype)
     never, nothing = jnp.zeros(k, bool), jnp.zeros_like(start)
     first = _Rounds(start, couplings, jnp.int32(0), far, never, start, nothing)

@@ -159,7 +159,7 @@ def perturbation_gain(
     return _perturbation_gain(spaces, centers, solver, key)
 
 
-@partial(jax.jit, static_argnames="solver")
+@jax.jit
 def _perturbation_gain(
     spaces: Spaces, centers: SmallSpaces, solver: EntropicGW, key: Array
 ) -> Float[Array, " n"]:
@@ -194,7 +194,7 @@ def _ranked(
     return ends - masses, ends
 
 
-@partial(jax.jit, static_argnames=("solver", "coupled"))
+@partial(jax.jit, static_argnames="coupled")
 def _distances(
     spaces: Spaces, real: Any, centers: SmallSpaces, solver: EntropicGW, coupled: bool
 ) -> tuple[Distances, Couplings | None]:

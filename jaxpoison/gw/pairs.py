@@ -10,7 +10,6 @@ takes the place of Newton's method.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -155,7 +154,7 @@ class _Found(NamedTuple):
     converged: Bool[Array, " k"]
 
 
-@partial(jax.jit, static_argnames="solver")
+@jax.jit
 def _small_pairs(
     spaces: SmallSpaces, pairs: Int[Array, "k 2"], real: Bool[Array, " k"], solver: EntropicGW
 ) -> _Found:
@@ -179,7 +178,7 @@ def _small_pairs(
     return over_devices(local)(spaces, pairs, real)
 
 
-@partial(jax.jit, static_argnames="solver")
+@jax.jit
 def _whole_pairs(
     spaces: Spaces, pairs: Int[Array, "k 2"], real: Bool[Array, " k"], solver: EntropicGW
 ) -> _Found:

@@ -19,8 +19,8 @@ last (:mod:`jaxpoison.gw.many`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +47,12 @@ _SMALL_STEPS = 4
 EPSILON, PAPER_EPSILON = 0.02, 0.1
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class EntropicGW:
     """How the entropic Gromov-Wasserstein problem is solved.
+
+    A pytree: solvers that differ in epsilon share one compilation.
 
     Attributes:
         epsilon: Entropic regularisation, in POT's convention. The default, unlike the
@@ -75,6 +78,18 @@ class EntropicGW:
         check_integer("max_iterations", self.max_iterations, at_least=3)
         if self.slots is not None:
             check_integer("slots", self.slots, at_least=1)
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any, Any], int | None]:
+        """Numbers that may be traced, and what decides shapes."""
+        return (self.epsilon, self.tolerance, self.max_iterations), self.slots
+
+    @classmethod
+    def tree_unflatten(cls, slots: int | None, traced: tuple[Any, Any, Any]) -> EntropicGW:
+        """The other way round, without the checks, which take no tracers."""
+        solver = object.__new__(cls)
+        values = (*traced, slots)
+        solver.__dict__.update(zip((f.name for f in fields(cls)), values, strict=True))
+        return solver
 
     def width(self, points: int) -> int:
         """The number of slots for spaces of so many points."""
