@@ -13,6 +13,19 @@ jax.config.update("jax_num_cpu_devices", 2)
 GTSRB = Path(os.environ.get("JAXPOISON_GTSRB", "../shared/data/gtsrb32.zip"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled functions are shared by all workers, and kept: ``--cache-clear`` clears them."""
+    if config.cache is not None:
+        settings = {
+            "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),
+            "jax_persistent_cache_min_compile_time_secs": 0.1,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)  # For the processes that tests start.
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache."""
