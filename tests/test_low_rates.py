@@ -21,6 +21,6 @@ def test_few_poisoned_heatmaps_are_analysed(heatmaps, monkeypatch):
     assert part["drift"][-1]["inertia"] <= part["drift"][0]["inertia"] + 1e-5
     # A bright spot makes the largest weight large, and the mean distance differ.
     assert found["numbers"]["largest weight"] > 0.9
-    text = low_rates.markdown(found)
+    text = low_rates.markdown({**found, "asr": 0.34})
     assert text.count("| 1 | ") == 1
-    assert "3 poisoned among 19 images" in text
+    assert "3 poisoned among 19 images of one class; the attack succeeds at 34.00 %" in text
