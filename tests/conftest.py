@@ -15,7 +15,7 @@ GTSRB = Path(os.environ.get("JAXPOISON_GTSRB", "../shared/data/gtsrb32.zip"))
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compiled functions are shared by all workers, and kept: ``--cache-clear`` clears them."""
-    if config.cache is not None:
+    if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
         settings = {
             "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),
             "jax_persistent_cache_min_compile_time_secs": 0.1,

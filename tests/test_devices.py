@@ -23,7 +23,7 @@ import numpy as np
 from jaxpoison import EntropicGW, gw_kmeans, measure_spaces
 with np.load(sys.argv[1]) as file:
     spaces = measure_spaces(file["heatmaps"].astype(np.float32))
-found = gw_kmeans(spaces, solver=EntropicGW(0.02))
+found = gw_kmeans(spaces, solver=EntropicGW(0.02), n_init=2)
 print(json.dumps({"labels": found.labels.tolist(), "distances": found.distances.tolist()}))
 """
 

@@ -4,7 +4,7 @@ The heatmaps are those of a run's searched class (2,463 of GTSRB at p = 33 %).
 Both sides start from the same two heatmaps quantised to 10 points, drawn as
 k-means++ does; compilation is excluded, and so is seeding, which is timed
 apart. POT's times are measured on stated parts where all would take hours.
-About half an hour on two cores:
+About ten minutes on two cores:
 
     pip install -e '.[bench]'
     jaxpoison run --data gtsrb32.zip --rate 0.33 --workdir runs/p33

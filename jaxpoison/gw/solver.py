@@ -19,7 +19,7 @@ last (:mod:`jaxpoison.gw.many`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -86,9 +86,11 @@ class EntropicGW:
     @classmethod
     def tree_unflatten(cls, slots: int | None, traced: tuple[Any, Any, Any]) -> EntropicGW:
         """The other way round, without the checks, which take no tracers."""
+        epsilon, tolerance, max_iterations = traced
         solver = object.__new__(cls)
-        values = (*traced, slots)
-        solver.__dict__.update(zip((f.name for f in fields(cls)), values, strict=True))
+        solver.__dict__.update(
+            epsilon=epsilon, tolerance=tolerance, max_iterations=max_iterations, slots=slots
+        )
         return solver
 
     def width(self, points: int) -> int:
