@@ -6,6 +6,7 @@ from flax import nnx
 from jax import lax
 
 from jaxpoison import CompactInception, layer_outputs, load_model, predict, save_model
+from jaxpoison.models import convolution
 from jaxpoison.models.convolution import conv_general_dilated
 from jaxpoison.models.inference import parameter_count
 from jaxpoison.models.layers import AvgPool, MaxPool
@@ -50,7 +51,9 @@ def test_convolution_is_laxs(shape, kernel, padding, rng):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_bfloat16_convolution_sums_in_float32(rng):
+@pytest.mark.parametrize("units", [False, True])
+def test_bfloat16_convolution_sums_in_float32(units, rng, monkeypatch):
+    monkeypatch.setattr(convolution, "_has_matrix_units", lambda: units)
     x = jnp.asarray(rng.normal(size=(4, 8, 8, 64)), jnp.bfloat16)
     w = jnp.asarray(rng.normal(size=(3, 3, 64, 8)), jnp.bfloat16)
     exact = both(x.astype(jnp.float32), w.astype(jnp.float32), "SAME")[1]

