@@ -24,3 +24,10 @@ def test_few_poisoned_heatmaps_are_analysed(heatmaps, monkeypatch):
     text = low_rates.markdown({**found, "asr": 0.34})
     assert text.count("| 1 | ") == 1
     assert "3 poisoned among 19 images of one class; the attack succeeds at 34.00 %" in text
+
+
+def test_every_group_has_a_row_of_heatmaps(heatmaps):
+    drawn = low_rates.picture(heatmaps[:20], {"few": np.arange(20) < 3, "none": np.zeros(20, bool)})
+    shown = [len(axis.images) for axis in drawn.axes]
+    assert sum(shown[: low_rates.SHOWN]) == 3
+    assert not any(shown[low_rates.SHOWN :])
