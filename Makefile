@@ -21,7 +21,7 @@ paper: $(VENV)/.installed
 	  $(BIN)/python -m experiments.$$table $(ARGS) || exit 1; \
 	done
 	$(BIN)/python -m experiments.summary
-	for other in figures low_rates scans repairs; do \
+	for other in figures low_rates 'low_rates --rate 5' scans repairs; do \
 	  $(BIN)/python -m experiments.$$other $(ARGS) || exit 1; \
 	done
 

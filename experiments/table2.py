@@ -5,8 +5,8 @@ sticker and their own label. The first row trains that network too, once.
 
     python -m experiments.table2 --data gtsrb32.zip
 
-Expected: MASR 83 to 91, HC above 98 for p from 5 % on. A row takes about fifteen
-minutes on two CPU cores without matrix units, nearly all of it training.
+Expected: MASR 83 to 91, HC above 98 for p from 5 % on. A row takes fifteen to
+twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
 from experiments.tables import PRINTED, Row, Table, label_consistent, main

@@ -4,8 +4,8 @@ The standard attack at p = 33 %; the run is that of Table 1.
 
     python -m experiments.table3 --data gtsrb32.zip
 
-Expected: ACC 65 and 63, no use. A row takes about fifteen minutes on two CPU cores
-without matrix units, nearly all of it training.
+Expected: ACC 65 and 63, no use. A row takes fifteen to twenty-five minutes on two CPU
+cores, nearly all of it training.
 """
 
 from experiments.tables import PRINTED, Row, Table, main, standard

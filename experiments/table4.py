@@ -6,7 +6,7 @@ in test images.
     python -m experiments.table4 --data gtsrb32.zip
 
 Expected: MASR falls from 99 to 26 with the amplitude, HC from 99.7 to 82. A row takes
-about fifteen minutes on two CPU cores without matrix units, nearly all of it training.
+fifteen to twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
 from experiments.tables import PRINTED, Row, Table, label_consistent, main

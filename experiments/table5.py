@@ -6,7 +6,7 @@ another network and starts the detectors anew.
     python -m experiments.table5 --data gtsrb32.zip
 
 Expected: HC 99.8 with a spread of 0.2, AC 85 to 90 with one of 7 to 11. A row takes
-about fifteen minutes on two CPU cores without matrix units, nearly all of it training.
+fifteen to twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
 from collections.abc import Mapping

@@ -4,8 +4,8 @@ How few images make a backdoor: from two images on (0.125 %).
 
     python -m experiments.thesis_rates --data gtsrb32.zip
 
-Expected: ASR 34 at 0.125 %, 100 from 0.5 % on. A row takes about fifteen minutes on two
-CPU cores without matrix units, nearly all of it training.
+Expected: ASR 34 at 0.125 %, 100 from 0.5 % on. A row takes fifteen to twenty-five
+minutes on two CPU cores, nearly all of it training.
 """
 
 from experiments.tables import PRINTED, Row, Table, main, standard

@@ -4,8 +4,8 @@ Smaller stickers, to p = 1 %.
 
     python -m experiments.thesis_sizes --data gtsrb32.zip
 
-Expected: HC finds all down to p = 5 %, at size 1 down to 2 %. A row takes about fifteen
-minutes on two CPU cores without matrix units, nearly all of it training.
+Expected: HC finds all down to p = 5 %, at size 1 down to 2 %. A row takes fifteen to
+twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
 from experiments.tables import PRINTED, Row, Table, main, standard
