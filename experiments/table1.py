@@ -5,9 +5,9 @@ images in class 5.
 
     python -m experiments.table1 --data gtsrb32.zip
 
-Expected: ASR 100 and HC above 99 for p from 10 % on; below, two
-clusters do not find the few, and at 2 % the ASR is about a third after two epochs.
-A row takes fifteen to twenty-five minutes on two CPU cores, nearly all of it training.
+Expected: ASR 100 and HC above 99 for p from 10 % on; below, two clusters do not find
+the few (the paper's do at 5 %), and at 2 % the ASR is about a third after two epochs. A
+row takes fifteen to twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
 from experiments.tables import PRINTED, Row, Table, main, standard
