@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from experiments.benchmarks.reporting import RESULTS, machine, record, versions
+from experiments.figures import pictures
 from experiments.tables import command, one_device_per_core, outcome_of, percent, standard
 from jaxpoison import (
     EntropicGW,
@@ -132,16 +133,10 @@ def analysed(heatmaps: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 def picture(heatmaps: np.ndarray, groups: dict[str, np.ndarray]) -> Figure:
     """Heatmaps of some groups of images, evenly over each; every map has its own scale."""
-    figure = Figure(figsize=(SHOWN, 1.15 * len(groups)), layout="constrained")
-    axes = figure.subplots(len(groups), SHOWN, squeeze=False)
-    for row, (name, members) in zip(axes, groups.items(), strict=True):
-        index = np.flatnonzero(members)
-        for axis in row:
-            axis.set_axis_off()
-        row[0].set_title(name, fontsize=9, loc="left")
-        for axis, chosen in zip(row, index[evenly(len(index), SHOWN)], strict=False):
-            axis.imshow(heatmaps[chosen], cmap="inferno")
-    return figure
+    members = {name: np.flatnonzero(group) for name, group in groups.items()}
+    chosen = {name: index[evenly(len(index), SHOWN)] for name, index in members.items()}
+    titles = [name for name, index in chosen.items() for _ in index]
+    return pictures(heatmaps[np.concatenate(list(chosen.values()))], titles, SHOWN)
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -156,7 +151,7 @@ def markdown(found: dict[str, Any]) -> str:
         + ", ".join(f"{name} {area:.4f}" for name, area in found["numbers"].items())
         + ".",
         "",
-        "![Heatmaps of poisoned and clean images, and of those that are called poisoned]"
+        "![Heatmaps of poisoned and clean images, and of those that HC calls poisoned at ε = 0.02]"
         "(heatmaps.png)",
     ]
     for part in found["epsilons"]:
@@ -207,7 +202,7 @@ def main() -> None:
     groups = {
         "poisoned": outcome.poisoned,
         "clean": ~outcome.poisoned,
-        "called poisoned (HC, ε = 0.02)": outcome.detections["heatmap"].suspects,
+        "called poisoned": outcome.detections["heatmap"].suspects,
     }
     picture(heatmaps, groups).savefig(RESULTS / name / "heatmaps.png", dpi=80)
 

@@ -54,10 +54,19 @@ def test_convolution_is_laxs(shape, kernel, padding, rng):
 @pytest.mark.parametrize("units", [False, True])
 def test_bfloat16_convolution_sums_in_float32(units, rng, monkeypatch):
     monkeypatch.setattr(convolution, "_has_matrix_units", lambda: units)
+    multiplied, dot = set(), lax.dot
+
+    def spy(a, b, **options):
+        multiplied.add((a.dtype.name, b.dtype.name))
+        return dot(a, b, **options)
+
+    monkeypatch.setattr(lax, "dot", spy)
     x = jnp.asarray(rng.normal(size=(4, 8, 8, 64)), jnp.bfloat16)
     w = jnp.asarray(rng.normal(size=(3, 3, 64, 8)), jnp.bfloat16)
     exact = both(x.astype(jnp.float32), w.astype(jnp.float32), "SAME")[1]
+    multiplied.clear()
     ours = both(x, w, "SAME")[0]
+    assert multiplied == ({("bfloat16",) * 2} if units else {("float32",) * 2})
     for value, reference in zip(ours, exact, strict=True):
         assert value.dtype == jnp.bfloat16
         # bfloat16 has 8 bits: rounding the result and the cotangent, nothing more.
