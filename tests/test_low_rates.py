@@ -27,9 +27,9 @@ def test_few_poisoned_heatmaps_are_analysed(heatmaps, monkeypatch):
 
 
 def test_every_group_has_its_heatmaps(heatmaps):
-    few = np.arange(20) < 3
+    few = np.arange(20) >= 17
     drawn = low_rates.picture(heatmaps[:20], {"few": few, "none": few & ~few, "rest": ~few})
     shown = [axis for axis in drawn.axes if axis.images]
     assert [axis.get_title() for axis in shown] == ["few"] * 3 + ["rest"] * low_rates.SHOWN
-    for axis, expected in zip(shown[:4], (0, 1, 2, 3), strict=True):
+    for axis, expected in zip(shown[:4], (17, 18, 19, 0), strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), heatmaps[expected])
