@@ -8,13 +8,15 @@ fifteen minutes on two CPU cores; the analysis takes a few):
 
 Expected at 2 %: at epsilon 0.1 k-means drifts, round by round, from a few of the
 poisoned images to cutting the clean ones in half, because that has the lower
-inertia. At 0.02 the true labels have the lower inertia, but the barycentre of
-the few keeps its structure and draws every heatmap. The share of relevance in
+inertia. At 0.02 the detector, the best of ten starts, ends below the inertia of
+the true labels, with one structured centre that draws a few clean heatmaps; the
+barycentre of the poisoned ones would draw every heatmap. The share of relevance in
 the nine largest pixels still orders poisoned before clean (area under the curve
 0.95), and poisoned heatmaps have poisoned neighbours. The detectors look at none
 of this; the truth is used throughout. In two epochs the attack itself succeeds
 at a third of the images only. At 5 % it succeeds, and nine pixels order all but
-perfectly: only the split in two fails.
+perfectly: only the split in two fails, though the true labels have a slightly
+lower inertia at 0.02 than what the detector finds.
 """
 
 from typing import Any
@@ -42,7 +44,7 @@ from jaxpoison import (
 from jaxpoison._sampling import evenly
 
 ROUNDS, SIZE, NEIGHBORS, CLEAN = 15, 10, 5, 400
-EPSILONS = (0.1, 0.02)
+EPSILONS = {0.1: "heatmap_paper", 0.02: "heatmap"}
 SHOWN = 12
 
 
@@ -51,7 +53,7 @@ def smaller(labels: np.ndarray) -> np.ndarray:
 
 
 def drift(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> list[dict[str, Any]]:
-    """Rates after every round of k-means, until no label changes."""
+    """Rates after every round of k-means from one start, until no label changes or 15 rounds."""
     solver = EntropicGW(epsilon)
     found = gw_kmeans(spaces, solver=solver, max_rounds=1)
     course = []
@@ -79,6 +81,13 @@ def oracle(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> dict[str
         "inertia": float(distances.min(1).sum()),
         **vars(detection_rates(nearest == 1, truth)),
     }
+
+
+def of_detector(result: dict[str, Any], name: str) -> dict[str, float]:
+    """What the detector of a run found, which takes the best of several starts."""
+    found = result["detectors"][name]
+    kept = {rate: found[rate] for rate in ("acc", "tpr", "tnr")}
+    return {"inertia": found["notes"]["inertia"], **kept}
 
 
 def numbers(spaces: MeasureSpaces, heatmaps: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -156,12 +165,12 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for part in found["epsilons"]:
         best, near = part["oracle"], part["neighborhoods"]
-        last = part["drift"][-1]
+        ends = part["detector"]
         lines += [
             "",
             f"## ε = {part['epsilon']}",
             "",
-            "| k-means, round | inertia | ACC % | TPR % | TNR % |",
+            "| one start, round | inertia | ACC % | TPR % | TNR % |",
             "|---:|---:|---:|---:|---:|",
             *(
                 f"| {row['round']} | {row['inertia']:.3f} | "
@@ -170,10 +179,12 @@ def markdown(found: dict[str, Any]) -> str:
                 for row in part["drift"]
             ),
             "",
+            f"The detector ends at {ends['inertia']:.3f} and calls {percent(ends['acc'])} % "
+            f"rightly (TPR {percent(ends['tpr'])}, TNR {percent(ends['tnr'])}). "
             f"From the barycentres of the true groups: inertia {best['inertia_of_truth']:.3f} with "
             f"the true labels, {best['inertia']:.3f} with the nearest centre, which calls "
             f"{percent(best['acc'])} % rightly (TPR {percent(best['tpr'])}, TNR "
-            f"{percent(best['tnr'])}); k-means ends at {last['inertia']:.3f}.",
+            f"{percent(best['tnr'])}).",
             "",
             f"Among the {NEIGHBORS} nearest neighbours of a poisoned heatmap "
             f"{percent(near['poisoned_among_neighbors_of_poisoned'])} % are poisoned, of a clean "
@@ -195,6 +206,8 @@ def main() -> None:
     heatmaps = outcome.relevance.sum(-1)
     found = analysed(heatmaps, outcome.poisoned)
     found["asr"] = outcome.result["attack"]["asr"]
+    for part in found["epsilons"]:
+        part["detector"] = of_detector(outcome.result, EPSILONS[part["epsilon"]])
     result = {"config": outcome.result["config"], **found}
     result |= {"machine": machine(), "versions": versions("jax")}
     name = f"low_rate_p{options.rate:g}"

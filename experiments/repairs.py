@@ -14,7 +14,16 @@ import json
 from typing import Any
 
 from experiments.benchmarks.reporting import machine, record
-from experiments.tables import command, one_device_per_core, parsed, percent, read, run_of, standard
+from experiments.tables import (
+    command,
+    one_device_per_core,
+    parsed,
+    percent,
+    read,
+    refuse_other_data,
+    run_of,
+    standard,
+)
 from jaxpoison import repair
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,9 +62,11 @@ def markdown(rows: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = parsed(command(__doc__), (name for name, _ in ROWS.values()))
+    parser = command(__doc__)
+    options = parsed(parser, (name for name, _ in ROWS.values()))
     one_device_per_core()
     rows = read("repairs")
+    refuse_other_data(parser, options, "repairs", rows.values())
     for title, (name, changes) in ROWS.items():
         if title in rows or name not in options.only:
             continue

@@ -15,7 +15,16 @@ import resource
 from typing import Any
 
 from experiments.benchmarks.reporting import machine, record
-from experiments.tables import command, one_device_per_core, parsed, percent, read, run_of, standard
+from experiments.tables import (
+    command,
+    one_device_per_core,
+    parsed,
+    percent,
+    read,
+    refuse_other_data,
+    run_of,
+    standard,
+)
 from jaxpoison import scan
 from jaxpoison.preparation import SURROGATE_SEED
 
@@ -81,9 +90,12 @@ def markdown(rows: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = parsed(command(__doc__), (name for name, _ in ROWS.values()))
+    parser = command(__doc__)
+    options = parsed(parser, (name for name, _ in ROWS.values()))
     one_device_per_core()
     rows = read("scans")
+    recorded = (found for scans in rows.values() for found in scans.values())
+    refuse_other_data(parser, options, "scans", recorded)
     for title, (name, changes) in ROWS.items():
         if name not in options.only:
             continue

@@ -9,6 +9,7 @@ goes on where it stopped, and after every row the table's ``result.json`` and
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,13 +198,14 @@ def main(table: Table, description: str | None) -> None:
     """Runs a table's rows and writes it."""
     parser = command(description)
     add = parser.add_argument
-    add("--again", action="store_true", help="run recorded rows again")
+    add("--again", action="store_true", help="run recorded rows again, training too")
     add("--protocol", choices=("fast", "paper"), help="paper: up to 100 epochs a row")
     options = parsed(parser, (row.name for row in table.rows))
     one_device_per_core()
     schedule = {"protocol": "paper"} if options.protocol == "paper" else SCHEDULE
     name = table.name + ("_paper_protocol" if options.protocol == "paper" else "")
     recorded = read(name)
+    refuse_other_data(parser, options, name, recorded.values())
     for row, found in recorded.items():
         if not of_schedule(found, schedule):
             parser.error(
@@ -216,10 +218,35 @@ def main(table: Table, description: str | None) -> None:
         made = None if options.again else elsewhere(row.name, options.data, schedule)
         if made is None:
             print(f"{table.name}: {row.title}", flush=True)
+            if options.again:
+                forget(run_of(options, row.name, row.options, schedule)[1])
             made = trimmed(outcome_of(options, row.name, row.options, schedule).result)
         recorded[row.name] = made
         write(name, table, recorded)
     write(name, table, recorded)
+
+
+def refuse_other_data(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    name: str,
+    recorded: Iterable[Mapping[str, Any]],
+) -> None:
+    """Ends the command if recorded runs are of other data than it is given."""
+    data = Path(options.data).name
+    others = {found["config"]["data"] for found in recorded} - {data}
+    if others:
+        parser.error(
+            f"the recorded rows are of {', '.join(sorted(others))}, not of {data}: give --data, or "
+            f"move {RESULTS / name} away first"
+        )
+
+
+def forget(workdir: Path) -> None:
+    """Lets a finished run start anew; one that was interrupted goes on."""
+    if (workdir / "result.json").is_file():
+        (workdir / "result.json").unlink()
+        shutil.rmtree(workdir / "stages")
 
 
 def read(name: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         # mkstemp makes files only their owner can read; a result is for all.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)

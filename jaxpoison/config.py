@@ -41,7 +41,8 @@ class RunConfig:
         pgd: How the label-consistent attack perturbs images.
         source: Class whose images are poisoned by the standard attack.
         target: Class whose label they get; the one whose images are searched.
-        image_size: Side to which the images of a folder or zip are resized.
+        image_size: Side to which the images of a folder or zip are resized, or synthetic ones
+            rendered; GTSRB's are 32.
         model: Name of the network.
         protocol: How to train, by name.
         epochs: Overrides the protocol's number of epochs.

@@ -71,7 +71,8 @@ def map_batches(
 
     Every batch is split over this process's devices. The last one is filled up
     by repeating its last row, so that every call has the same shape; the
-    surplus is cut off the result.
+    surplus is cut off the result. Fewer rows than a batch are filled up to a
+    power of two, so that arrays of many lengths share a few compilations.
 
     Args:
         function: Made by :func:`over_devices`, and jitted.
@@ -86,7 +87,7 @@ def map_batches(
     n = len(arrays[0])
     if n == 0:
         raise ValueError("expected at least one image, found none")
-    size = min(batch_size, n)
+    size = min(batch_size, 1 << (n - 1).bit_length())
     everywhere, split = shardings_for(size)
     shared = jax.device_put(shared, everywhere)
     results = []

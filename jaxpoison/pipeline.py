@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
+from jaxpoison._checks import check_class
 from jaxpoison._files import replace_file, write_json, write_text
 from jaxpoison._progress import Bar
 from jaxpoison._sampling import evenly
@@ -27,9 +28,12 @@ from jaxpoison.models.inference import layer_outputs, parameter_count, predict
 from jaxpoison.preparation import prepare, train_model
 from jaxpoison.results import config_record, csv_text, result_record, suspects_table
 from jaxpoison.separation import Separation, sample, separation
+from jaxpoison.spaces import constant
 from jaxpoison.stages import SCHEMA, Artefact, Made, WorkDirectory, hash_of
 from jaxpoison.training import TrainConfig
 
+# A class of fewer images is not searched.
+FEWEST = 12
 _BALANCED_IMAGES = 64
 # What a detector's stage holds beside its arrays.
 _KEPT = ("converged", "notes", "silhouette", "eigenvalues")
@@ -114,15 +118,24 @@ def search(
         settings: How to train.
         work: Where the stages are kept.
         progress: Show progress bars.
+
+    Raises:
+        ValueError: There is no target class, or it has too few images to be searched.
     """
     splits = data.splits if isinstance(data, PoisonedSplits) else data
+    target = check_class("target", config.target, splits.train.num_classes)
+    suspected = np.flatnonzero(splits.train.labels == target)
+    if config.detectors and len(suspected) < FEWEST:
+        raise ValueError(
+            f"target must be a class of at least {FEWEST} training images to be searched: class "
+            f"{target} has {len(suspected)}"
+        )
     model, trained = train_model(config.model, settings, splits, work, progress)
     evaluated = work.stage(
         "evaluate",
         hash_of(train=trained.key, attack=config.attack),
         lambda: _evaluate(config, model, data, progress),
     )
-    suspected = np.flatnonzero(splits.train.labels == config.target)
     explained = work.stage(
         "explain",
         hash_of(train=trained.key, target=config.target, attribution=config.attribution),
@@ -319,26 +332,37 @@ def _detect(
 ) -> Made:
     # Nothing here knows the truth: detectors see images, activations, relevance.
     seen = splits.train.images[suspected] if sees == "images" else explained.arrays[sees]
-    return search_class(detector, seen)
+    return search_class(sees, detector, seen)
 
 
-def search_class(detector: Any, seen: np.ndarray) -> Made:
+def search_class(sees: str, detector: Any, seen: np.ndarray) -> Made:
     """Splits a class, and measures how far both clusters lie apart.
 
+    Images with a constant heatmap tell nothing: heatmaps do not make them suspects, and
+    their number stands in the notes.
+
     Args:
+        sees: What the detector looks at.
         detector: One of ``DETECTORS``.
-        seen: What it looks at, one entry per image.
+        seen: One entry per image.
 
     Returns:
         What :func:`detection_of` and :func:`separation_of` read; the time is the split's.
     """
-    detection = detector.fit(seen).detection_
-    chosen = sample(len(seen))
+    empty = constant(seen) if sees == "relevance" else np.zeros(len(seen), bool)
+    if empty.all():
+        # The detector says what is wrong.
+        empty[:] = False
+    detection = detector.fit(seen[~empty]).detection_
+    chosen = sample(detection.labels)
     apart = separation(detector.sample_distances(chosen), detection.labels[chosen])
-    kept = (detection.converged, detection.notes, apart.silhouette, apart.eigenvalues.tolist())
+    notes = detection.notes | ({"constant_heatmaps": int(empty.sum())} if empty.any() else {})
+    kept = (detection.converged, notes, apart.silhouette, apart.eigenvalues.tolist())
+    labels, scores = np.zeros(len(seen), int), np.zeros(len(seen))
+    labels[~empty], scores[~empty] = detection.labels, detection.scores
     return Made(
         dict(zip(_KEPT, kept, strict=True)),
-        {"labels": detection.labels, "scores": detection.scores},
+        {"labels": labels, "scores": scores},
         detection.seconds,
     )
 

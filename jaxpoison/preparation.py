@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 from flax import nnx
 
-from jaxpoison._checks import check_class
 from jaxpoison.attacks.backdoor import standard_backdoor
 from jaxpoison.attacks.label_consistent import label_consistent_backdoor
 from jaxpoison.attacks.pgd import perturbed
@@ -44,7 +43,6 @@ def prepare(
     clean = load_data(
         config.data, image_size=config.image_size, seed=config.seed, progress=progress
     )
-    check_class("target", config.target, clean.train.num_classes)
     data = _attack(config, clean, work, progress)
     splits = data.splits if isinstance(data, PoisonedSplits) else data
     return data, splits, settings_for(config, splits, config.seed)

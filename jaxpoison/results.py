@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import platform
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from jaxpoison.attacks.poisoned import PoisonedSplits
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 
 # What suspects.csv says of every image, per detector.
 _SAID = ("cluster", "score")
-_REPORTED_PACKAGES = ("jaxpoison", "jax", "flax", "optax", "ott-jax", "numpy", "scikit-learn")
 
 
 def config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
@@ -118,9 +114,8 @@ def result_record(
         },
         "seconds": {name: stage.seconds for name, stage in stages.items()},
         "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in _REPORTED_PACKAGES},
-            "platform": jax.default_backend(),
+            name: ", ".join(sorted({stage.versions[name] for stage in stages.values()}))
+            for name in stages["train"].versions
         },
     }
 

@@ -17,9 +17,9 @@ from jaxpoison.config import RunConfig
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.named import DETECTORS
 from jaxpoison.models.inference import predict
-from jaxpoison.pipeline import RunOutcome, search
+from jaxpoison.pipeline import FEWEST, RunOutcome, search
 from jaxpoison.preparation import prepare
-from jaxpoison.results import csv_text
+from jaxpoison.results import config_record, csv_text
 from jaxpoison.stages import SCHEMA, WorkDirectory
 
 
@@ -130,6 +130,9 @@ def repair(
             break
         kept = number
         removed[np.flatnonzero(~removed)[taken]] = True
+        if len(following.suspected) < FEWEST:
+            ended = "class too small to be searched"
+            break
         if number < max_rounds:
             outcome = search(searching, without, settings, folder, progress)
     output = workdir / "repair.json"
@@ -139,6 +142,7 @@ def repair(
         output,
         {
             "schema": SCHEMA,
+            "config": config_record(config, settings),
             "detector": detector,
             "removed": int(removed.sum()),
             "ended": ended,

@@ -26,7 +26,7 @@ from jaxpoison.detectors.detection import Detection
 from jaxpoison.detectors.named import DETECTORS, SUSPICIOUS, suspicion
 from jaxpoison.metrics import detection_rates
 from jaxpoison.models.inference import layer_outputs
-from jaxpoison.pipeline import detection_of, explain_class, search_class, separation_of
+from jaxpoison.pipeline import FEWEST, detection_of, explain_class, search_class, separation_of
 from jaxpoison.preparation import prepare, train_model
 from jaxpoison.results import config_record, csv_text
 from jaxpoison.separation import Separation
@@ -38,8 +38,6 @@ _PASSED_ON = 0.5
 SCANNERS = ("cascade", *SUSPICIOUS)
 # Of k-means on every class; the ten of a single search would take three times as long.
 _RUNS = 3
-# A class of fewer images is left out.
-_FEWEST = 12
 _COLUMNS = (
     "class",
     "name",
@@ -132,7 +130,7 @@ def scan(
     class, cluster (1 for suspects) and score.
 
     Args:
-        config: What to run; its target and detectors are not used.
+        config: What to run; its target is where the attack goes, its detectors are not used.
         workdir: Where results and stages are kept; that of a run serves.
         detector: One of ``SCANNERS``.
         mode: Of Heatmap Clustering, ``quick`` or ``exact``; see :class:`HeatmapClustering`.
@@ -191,11 +189,11 @@ class _Searcher:
         self.config, self.model, self.trained, self.train = config, model, trained, train
         self.mode, self.work, self.progress = mode, work, progress
         labels, counts = np.unique(train.labels, return_counts=True)
-        self.classes = labels[counts >= _FEWEST].tolist()
-        self.left_out = labels[counts < _FEWEST].tolist()
+        self.classes = labels[counts >= FEWEST].tolist()
+        self.left_out = labels[counts < FEWEST].tolist()
         if not self.classes:
             raise ValueError(
-                f"no class has {_FEWEST} training images or more, found {len(train)} in all"
+                f"no class has {FEWEST} training images or more, found {len(train)} in all"
             )
         self.most = int(counts.max())
         self.seconds = {"train": trained.seconds}
@@ -217,7 +215,7 @@ class _Searcher:
         with Bar(f"scanning, {name}", total, unit="images", show=self.progress) as bar:
             for label, index in members.items():
                 made = self.work.stage(
-                    f"scan-{name}-{label:04d}", key, partial(_searched, detector, seen(label))
+                    f"scan-{name}-{label:04d}", key, partial(_searched, sees, detector, seen(label))
                 )
                 self._took(name, made)
                 found[label] = ScannedClass(
@@ -251,13 +249,13 @@ class _Searcher:
         return np.concatenate(parts)
 
 
-def _searched(detector: Any, seen: np.ndarray) -> Made:
+def _searched(sees: str, detector: Any, seen: np.ndarray) -> Made:
     with warnings.catch_warnings():
         # Reported as data, class by class.
         warnings.simplefilter("ignore", UninformativeCouplingsWarning)
         warnings.simplefilter("ignore", ConvergenceWarning)
         # A scan's time is that of distances too.
-        return dataclasses.replace(search_class(detector, seen), seconds=None)
+        return dataclasses.replace(search_class(sees, detector, seen), seconds=None)
 
 
 def _row(of: ScannedClass, train: Dataset) -> dict[str, Any]:

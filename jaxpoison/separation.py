@@ -15,7 +15,8 @@ from jaxpoison._sampling import evenly
 # Below this an eigenvalue of the normalised Laplacian, which lies in 0..2, counts as zero.
 _NEAR_ZERO = 0.01
 _EIGENVALUES = 10
-_SAMPLE = 256
+# Most members of a class whose distances are compared.
+SAMPLE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +45,22 @@ class Separation:
         return float(self.eigenvalues[2] - self.eigenvalues[1])
 
 
-def sample(count: int) -> Int[np.ndarray, " m"]:
+def sample(clusters: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
     """Whose distances are compared in a class: at most 256 members, evenly over it.
 
+    Where fewer than a sixteenth of them would be suspects, so many are taken, or all there are.
+
     Args:
-        count: Members of the class.
+        clusters: 1 for suspects, 0 for the others.
     """
-    return evenly(count, _SAMPLE)
+    chosen = evenly(len(clusters), SAMPLE)
+    suspects, others = np.flatnonzero(clusters == 1), np.flatnonzero(clusters == 0)
+    fewest = min(SAMPLE // 16, len(suspects))
+    if clusters[chosen].sum() < fewest:
+        suspects = suspects[evenly(len(suspects), fewest)]
+        others = others[evenly(len(others), SAMPLE - len(suspects))]
+        chosen = np.sort(np.concatenate([suspects, others]))
+    return chosen
 
 
 def separation(

@@ -116,6 +116,18 @@ def measure_spaces(
     return MeasureSpaces(weights, _factors(weights > 0, height, width), height, width)
 
 
+def constant(
+    heatmaps: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"],
+) -> Bool[np.ndarray, " n"]:
+    """Which heatmaps are constant, as those of black images are: they tell no pixels apart.
+
+    Args:
+        heatmaps: Relevance of every pixel; channels are summed.
+    """
+    maps = heatmaps.sum(-1) if heatmaps.ndim == 4 else heatmaps
+    return maps.max((1, 2)) == maps.min((1, 2))
+
+
 def _pool(maps: Float[Array, "n h w"]) -> Float[Array, "n h2 w2"]:
     n, h, w = maps.shape
     kh, kw = -(-h // MAX_SIDE), -(-w // MAX_SIDE)

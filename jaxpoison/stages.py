@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxpoison._files import replace_file, write_json
 
 SCHEMA = 1
+# Raised by every change of the code that changes what a stage makes: older ones run again.
+REVISION = 1
+_PACKAGES = ("jaxpoison", "jax", "flax", "optax", "ott-jax", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +34,14 @@ class Artefact:
         values: JSON values.
         arrays: Arrays.
         seconds: Time the stage took when it ran.
+        versions: Of Python and packages when it ran, and JAX's platform.
     """
 
     key: str
     values: dict[str, Any]
     arrays: dict[str, np.ndarray]
     seconds: float
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,15 @@ class Made:
 def hash_of(**depends: Any) -> str:
     """A hash of JSON values, equal for equal values whatever their order."""
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and packages, and JAX's platform."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+        "platform": jax.default_backend(),
+    }
 
 
 class WorkDirectory:
@@ -87,23 +104,30 @@ class WorkDirectory:
         seconds = time.perf_counter() - started if made.seconds is None else made.seconds
         with replace_file(folder / "arrays.npz") as file:
             np.savez(file, **made.arrays)  # pyright: ignore[reportArgumentType]
-        write_json(
-            folder / "stage.json",
-            {"schema": SCHEMA, "key": key, "seconds": seconds, "values": made.values},
-        )
-        return Artefact(key, made.values, made.arrays, seconds)
+        record = {
+            "schema": SCHEMA,
+            "revision": REVISION,
+            "key": key,
+            "seconds": seconds,
+            "versions": versions(),
+            "values": made.values,
+        }
+        write_json(folder / "stage.json", record)
+        return Artefact(key, made.values, made.arrays, seconds, record["versions"])
 
     def _read(self, folder: Path, key: str) -> Artefact | None:
         try:
             record = json.loads((folder / "stage.json").read_text())
-            if record["schema"] != SCHEMA or record["key"] != key:
+            valid = {"schema": SCHEMA, "revision": REVISION, "key": key}
+            if any(record[name] != value for name, value in valid.items()):
                 return None
+            ran_with = record["versions"]
             with np.load(folder / "arrays.npz") as file:
                 arrays = {name: file[name] for name in file.files}
-        except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile):
+        except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             # Not there, or damaged: the stage runs again.
             return None
-        return Artefact(key, record["values"], arrays, record["seconds"])
+        return Artefact(key, record["values"], arrays, record["seconds"], ran_with)
 
     def keep_only(self, parent: Path, name: str) -> None:
         """Removes all folders inside ``parent`` but the one named."""

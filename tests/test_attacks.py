@@ -86,6 +86,15 @@ def test_impossible_attacks_are_refused(clean, change, message):
         standard_backdoor(clean, **{"source": 1, "target": 2, "rate": 0.25, **change})
 
 
+def test_validation_images_of_both_classes_may_be_missing(clean):
+    validation = clean.validation.take(clean.validation.labels == 0)
+    found = standard_backdoor(
+        Splits(clean.train, validation, clean.test), source=1, target=2, rate=0.25
+    )
+    assert found.poisoned.sum() == 10
+    assert found.splits.validation.labels.tolist() == [0] * 5
+
+
 def test_grey_images_cannot_get_a_coloured_sticker(rng):
     with pytest.raises(ValueError, match=r"needs RGB images, found 1 channel"):
         Sticker()(np.zeros((1, 32, 32, 1), np.uint8), rng)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxpoison import load_folder
-from jaxpoison.datasets import folder
+from jaxpoison import load_data, load_folder
+from jaxpoison.datasets import folder, loading
 
 
 def encoded(color, size=(8, 8), kind="png"):
@@ -76,13 +76,14 @@ def test_second_call_decodes_nothing(split_tree, monkeypatch):
         load_folder(split_tree)
 
 
-def test_damaged_cache_is_replaced(split_tree, cache):
+@pytest.mark.parametrize("content", [b"not a cache", b""])
+def test_damaged_cache_is_replaced(split_tree, cache, content):
     import os
     from pathlib import Path
 
     first = load_folder(split_tree)
     (cached,) = Path(os.environ["JAXPOISON_CACHE"]).glob("*.npz")
-    cached.write_bytes(b"not a cache")
+    cached.write_bytes(content)
     assert load_folder(split_tree).fingerprint == first.fingerprint
     assert zipfile.is_zipfile(cached)
 
@@ -90,6 +91,14 @@ def test_damaged_cache_is_replaced(split_tree, cache):
 def test_resizes_to_one_side(split_tree):
     (split_tree / "Training" / "cat" / "0.png").write_bytes(encoded((1, 2, 3), (20, 10)))
     assert load_folder(split_tree, image_size=16).train.image_shape == (16, 16, 3)
+
+
+def test_every_data_set_is_asked_for_its_size(monkeypatch):
+    monkeypatch.setattr(loading, "synthetic", lambda size, **_: size)
+    assert load_data("synthetic") == 32
+    assert load_data("synthetic", image_size=64) == 64
+    with pytest.raises(ValueError, match="GTSRB is read at 32x32 pixels, found image size 64"):
+        load_data("gtsrb", image_size=64)
 
 
 def test_missing_directory(tmp_path):

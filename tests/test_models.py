@@ -204,6 +204,20 @@ def test_unknown_layer_lists_those_there_are(small, noise):
         layer_outputs(small, noise.images, "dense9")
 
 
+def test_few_rows_share_compilations():
+    sizes = []
+
+    @jax.jit
+    def double(shared, x):
+        sizes.append(len(x))
+        return 2 * x
+
+    for n in (1, 3, 4, 5, 8, 20, 30):
+        rows = np.arange(n, dtype=np.float32)
+        np.testing.assert_array_equal(map_batches(double, (), rows, batch_size=12), 2 * rows)
+    assert sizes == [1, 4, 8, 12]
+
+
 def test_map_batches_refuses_nothing():
     with pytest.raises(ValueError, match="at least one image, found none"):
         map_batches(lambda shared, x: x, (), np.zeros((0, 3)))

@@ -17,13 +17,16 @@ from jaxpoison import (
     preparation,
     run,
     screening,
+    stages,
     synthetic,
 )
 from jaxpoison.cli import _parser
 from jaxpoison.clustering import gw_kmeans, spaces_in_mode
 from jaxpoison.config import MODELS
+from jaxpoison.detectors.named import DETECTORS as DETECTORS_BY_NAME
 from jaxpoison.models.layers import MaxPool
 from jaxpoison.pipeline import explain_all
+from jaxpoison.report.figures import examples
 from jaxpoison.report.html import write_report, write_scan_report
 from jaxpoison.screening import scan
 
@@ -314,7 +317,7 @@ def read(path):
 
 
 def test_all_classes_are_searched_once(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("jaxpoison.separation"), "_SAMPLE", 16)
+    monkeypatch.setattr(import_module("jaxpoison.separation"), "SAMPLE", 16)
     outcome = run(config, tmp_path)
     scanned = scan(config, tmp_path, detector="heatmap")
     train = outcome.splits.train
@@ -362,7 +365,7 @@ def test_all_classes_are_searched_once(config, tmp_path, monkeypatch):
 
 
 def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("jaxpoison.separation"), "_SAMPLE", 16)
+    monkeypatch.setattr(import_module("jaxpoison.separation"), "SAMPLE", 16)
     activations = scan(config, tmp_path, detector="activation_pca")
     by_class = {of.label: of for of in activations.classes}
     silhouettes = sorted(of.separation.silhouette for of in activations.classes)
@@ -387,7 +390,7 @@ def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path,
 
 
 def test_a_scan_makes_a_page(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("jaxpoison.separation"), "_SAMPLE", 16)
+    monkeypatch.setattr(import_module("jaxpoison.separation"), "SAMPLE", 16)
     outcome = scan(config, tmp_path, detector="activation_pca")
     write_scan_report(tmp_path / "scan.html", outcome)
     text = (tmp_path / "scan.html").read_text()
@@ -403,7 +406,7 @@ def test_a_scan_refuses_what_it_does_not_know(config, tmp_path, monkeypatch):
         scan(config, tmp_path, mode="fast")
     with pytest.raises(ValueError, match="detector must be one of .*cascade.* found 'raw_pca'"):
         scan(config, tmp_path, detector="raw_pca")
-    monkeypatch.setattr(screening, "_FEWEST", 1000)
+    monkeypatch.setattr(screening, "FEWEST", 1000)
     with pytest.raises(ValueError, match="no class has 1000 training images or more, found 300"):
         scan(config, tmp_path)
 
@@ -420,6 +423,49 @@ def test_report_is_self_contained(config, tmp_path):
     assert "Poisoned images" in text
     for row in outcome.result["suspected_class"]["conservation"]:
         assert row["layer"] in text
+
+
+def test_constant_heatmaps_are_not_suspected(heatmaps, tmp_path):
+    black = np.zeros((2, *heatmaps.shape[1:]), np.float32)
+    seen = np.concatenate([black[:1], heatmaps, black[1:]])
+    detector = DETECTORS_BY_NAME["mean_distance"][1](0)
+    alone = pipeline.search_class("relevance", detector, heatmaps)
+    found = pipeline.search_class("relevance", detector, seen)
+    assert found.values["notes"]["constant_heatmaps"] == 2
+    assert found.values["silhouette"] == alone.values["silhouette"]
+    for name in ("labels", "scores"):
+        np.testing.assert_array_equal(found.arrays[name][1:-1], alone.arrays[name])
+        assert found.arrays[name][[0, -1]].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="2 of 2 heatmaps are constant"):
+        pipeline.search_class("relevance", detector, black)
+    # They are drawn, too.
+    images = np.zeros((3, *heatmaps.shape[1:], 3), np.uint8)
+    drawn = examples(images, np.stack([black[0], heatmaps[0], black[1]])[..., None], ["a"] * 3)
+    assert [len(axis.collections) for axis in drawn.axes[6:]] == [0, 1, 0]
+    examples(images[:2], black[..., None], ["a"] * 2)
+
+
+def test_few_outliers_make_a_class_suspicious(rng):
+    seen = rng.normal(size=(1650, 20))
+    seen[[3, 500, 1000, 1641]] += 60
+    found = pipeline.search_class("activations", DETECTORS_BY_NAME["activation_pca"][1](0), seen)
+    assert found.arrays["labels"].sum() == 4
+    assert found.values["silhouette"] > 0.58
+
+
+def test_a_class_is_large_enough_before_anything_is_trained(config, tmp_path, monkeypatch):
+    only(monkeypatch)
+    monkeypatch.setattr(pipeline, "FEWEST", 50)
+    with pytest.raises(ValueError, match="at least 50 training images .* class 5 has 40"):
+        run(config, tmp_path)
+
+
+def test_versions_are_those_of_the_stages(config, tmp_path, monkeypatch):
+    run(config, tmp_path)
+    before = stages.versions()
+    monkeypatch.setattr(stages, "versions", lambda: {**before, "jax": "99.0"})
+    more = dataclasses.replace(config, detectors=(*DETECTORS, "raw_ica"))
+    assert run(more, tmp_path).result["versions"]["jax"] == f"{before['jax']}, 99.0"
 
 
 def test_names_of_classes_are_escaped(config, tmp_path, monkeypatch):

@@ -69,6 +69,8 @@ def searched(attacked, monkeypatch):
     monkeypatch.setattr(
         retraining, "prepare", lambda *_: (attacked, attacked.splits, "settings of the first")
     )
+    monkeypatch.setattr(retraining, "FEWEST", 1)
+    monkeypatch.setattr(retraining, "config_record", lambda config, _: {"data": config.data})
     monkeypatch.setattr(
         retraining, "predict", lambda _, images: np.eye(2)[images[:, 0, 0, 0].astype(int)]
     )
@@ -139,6 +141,14 @@ def test_suspects_of_a_class_that_is_not_suspicious_stay(searched, tmp_path, mon
     assert (found["removed"], found["ended"]) == (5, "class not suspicious")
     assert found["after"]["training_images"] == 31
     assert len(searched) == 3
+
+
+def test_what_is_left_of_a_class_may_be_too_small(searched, tmp_path, monkeypatch):
+    monkeypatch.setattr(retraining, "FEWEST", 22)
+    found = json.loads(repair(RunConfig(target=TARGET), tmp_path).read_text())
+    assert (found["removed"], found["ended"]) == (5, "class too small to be searched")
+    assert found["after"]["training_images"] == 31
+    assert len(searched) == 2
 
 
 def test_options_are_checked(tmp_path):

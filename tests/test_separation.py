@@ -10,7 +10,7 @@ from jaxpoison import (
     quantised,
     separation,
 )
-from jaxpoison.separation import spectrum
+from jaxpoison.separation import sample, spectrum
 
 
 def between(points):
@@ -36,6 +36,22 @@ def test_spectrum_is_that_of_the_random_walk(rng):
     walk = np.linalg.eigvals(joined / joined.sum(1, keepdims=True))
     expected = np.sort(1 - walk.real)[:10]
     np.testing.assert_allclose(spectrum(distances, 4), expected, atol=1e-9)
+
+
+def test_few_suspects_are_among_those_compared(rng):
+    clusters = np.zeros(1650, int)
+    clusters[[3, 500, 1000, 1641]] = 1
+    chosen = sample(clusters)
+    assert clusters[chosen].sum() == 4
+    assert len(chosen) == len(set(chosen)) == 256
+    assert np.diff(chosen).max() < 10
+    crowd = (np.arange(1650) < 40).astype(int)
+    chosen = sample(crowd)
+    assert (len(chosen), crowd[chosen].sum()) == (256, 16)
+    # With many suspects, or none, members evenly over the class.
+    for clusters in ((rng.random(1650) < 0.3).astype(int), np.zeros(1650, int)):
+        np.testing.assert_array_equal(sample(clusters), np.linspace(0, 1649, 256).astype(int))
+    np.testing.assert_array_equal(sample(crowd[:200]), np.arange(200))
 
 
 def test_poisoned_and_clean_heatmaps_lie_apart(heatmaps):

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxpoison import stages
 from jaxpoison.stages import Made, WorkDirectory, hash_of
 
 
@@ -32,11 +33,12 @@ def test_same_key_is_read_and_another_key_runs_again(work):
     assert work.stage("a", "key", make).values == {"n": 3}
 
 
+@pytest.mark.parametrize("content", [b"half of a fi", b""])
 @pytest.mark.parametrize("file", ["stage.json", "arrays.npz"])
-def test_damaged_stages_run_again(work, file):
+def test_damaged_stages_run_again(work, file, content):
     make = Counter()
     work.stage("a", "key", make)
-    (work.folder("a") / file).write_bytes(b"half of a fi")
+    (work.folder("a") / file).write_bytes(content)
     assert work.stage("a", "key", make).values == {"n": 2}
     assert work.stage("a", "key", make).values == {"n": 2}
 
@@ -58,6 +60,20 @@ def test_failing_stage_leaves_nothing_valid_and_others_intact(work):
 def test_a_stage_that_knows_its_time_says_it(work):
     work.stage("a", "key", lambda: Made({}, {}, seconds=12.5))
     assert json.loads((work.folder("a") / "stage.json").read_text())["seconds"] == 12.5
+
+
+def test_stages_of_other_code_run_again(work, monkeypatch):
+    make = Counter()
+    work.stage("a", "key", make)
+    monkeypatch.setattr(stages, "REVISION", stages.REVISION + 1)
+    assert work.stage("a", "key", make).values == {"n": 2}
+
+
+def test_a_stage_keeps_the_versions_it_ran_with(work, monkeypatch):
+    ran_with = work.stage("a", "key", Counter()).versions
+    assert ran_with["numpy"] == np.__version__
+    monkeypatch.setattr(stages, "versions", lambda: {"numpy": "later"})
+    assert work.stage("a", "key", Counter()).versions == ran_with
 
 
 def test_hash_depends_on_values_not_on_order():

@@ -105,8 +105,16 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     rows = json.loads((tmp_path / "table1" / "result.json").read_text())["rows"]
     assert list(rows) == [first, second]
     assert "conservation" not in rows[first]["suspected_class"]
+    workdir = tmp_path / f"{second}-fast"
+    stage = workdir / "stages" / "train"
+    stage.mkdir(parents=True)
     command("--only", second, "--again")
     assert len(made) == 3
+    assert stage.is_dir()  # That run was not finished, and went on.
+    (workdir / "result.json").write_text("{}")
+    command("--only", second, "--again")
+    assert not stage.exists()
+    made.pop()
     # Table 5 has the same run among its own.
     command("--only", first, table="table5")
     assert len(made) == 3
@@ -116,6 +124,10 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command("--only", "none")
     assert "no row is called none" in capsys.readouterr().err
+    # Rows of other data are not mixed in.
+    with pytest.raises(SystemExit):
+        command("--only", second, "--data", "others.zip")
+    assert "the recorded rows are of signs.zip, not of others.zip" in capsys.readouterr().err
     # A row of another schedule is not one of this table, and is not lost.
     monkeypatch.setattr(tables, "SCHEDULE", {**tables.SCHEDULE, "epochs": 9})
     with pytest.raises(SystemExit):

@@ -79,7 +79,7 @@ def _poison(
             f"rate {rate} poisons no image of class {target}: it has "
             f"{int((data.labels == target).sum())} training images; raise the rate"
         )
-    if count >= len(sources):
+    if count and count >= len(sources):
         raise ValueError(
             f"rate {rate} needs {count} {part} images of source class {source} and must leave "
             f"one, but the class has {len(sources)}; lower the rate or choose another source"

@@ -35,7 +35,7 @@ def cached_arrays(key: object, make: Callable[[], dict[str, np.ndarray]]) -> dic
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         # Not there, or damaged: made again and replaced.
         arrays = make()
     path.parent.mkdir(parents=True, exist_ok=True)

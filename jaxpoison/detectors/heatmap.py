@@ -13,7 +13,7 @@ from jaxpoison.detectors.detection import Detection, two_way_detection
 from jaxpoison.gw.pairs import debiased_distances
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EPSILON, EntropicGW
-from jaxpoison.separation import sample
+from jaxpoison.separation import SAMPLE
 from jaxpoison.spaces import MeasureSpaces, Spaces
 
 
@@ -121,7 +121,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
             chosen: Their indices.
         """
         m = len(chosen)
-        rows = max(m, len(sample(self.padded_to))) if self.padded_to else m
+        rows = max(m, min(SAMPLE, self.padded_to))
         spaces = self.spaces_.take(chosen[np.arange(rows) % m])
         if isinstance(spaces, MeasureSpaces):
             spaces = quantised(spaces, self.center_size)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.lrp.balance import LayerBalance
-from jaxpoison.spaces import measure_spaces
+from jaxpoison.spaces import constant, measure_spaces
 
 _CLEAN, _SUSPECT = "#3b6fb6", "#d1495b"
 
@@ -24,10 +24,10 @@ def examples(
 ) -> Figure:
     """Images over their heatmaps and the pixels holding 99 % of the relevance.
 
-    As Figures 1, 3 and 4 of Schulth, Berghoff, Neu.
+    As Figures 1, 3 and 4 of Schulth, Berghoff, Neu. Constant heatmaps have no such pixels.
     """
-    spaces = measure_spaces(relevance)
-    clouds = np.asarray(spaces.weights).reshape(-1, spaces.height, spaces.width)
+    told = np.flatnonzero(~constant(relevance))
+    spaces = measure_spaces(relevance[told]) if len(told) else None
     figure = Figure(figsize=(1.25 * len(images), 4.0), layout="constrained")
     axes = figure.subplots(3, len(images), squeeze=False)
     for k, title in enumerate(titles):
@@ -39,10 +39,13 @@ def examples(
             axes[1, k].imshow(heat, cmap="seismic", vmin=-high, vmax=high)
         else:
             axes[1, k].imshow(heat, cmap="inferno", vmin=0, vmax=high)
-        rows, columns = np.nonzero(clouds[k])
-        sizes = 1500 * clouds[k][rows, columns]
-        axes[2, k].scatter(columns, rows, s=sizes, c=_SUSPECT, linewidths=0)
-        axes[2, k].set(xlim=(-1, spaces.width), ylim=(spaces.height, -1), aspect="equal")
+        if spaces is not None and k in told:
+            cloud = np.asarray(spaces.weights[np.searchsorted(told, k)])
+            cloud = cloud.reshape(spaces.height, spaces.width)
+            rows, columns = np.nonzero(cloud)
+            sizes = 1500 * cloud[rows, columns]
+            axes[2, k].scatter(columns, rows, s=sizes, c=_SUSPECT, linewidths=0)
+            axes[2, k].set(xlim=(-1, spaces.width), ylim=(spaces.height, -1), aspect="equal")
         for axis in axes[:, k]:
             axis.set(xticks=[], yticks=[])
     for axis, label in zip(axes[:, 0], ("image", "relevance", "99 % of it"), strict=True):
