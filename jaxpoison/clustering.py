@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._checks import check_choice, check_integer
 from jaxpoison._progress import Bar
 from jaxpoison._sampling import evenly
-from jaxpoison.gw.barycenters import barycenters
+from jaxpoison.gw.barycenters import ROUNDS, barycenters
 from jaxpoison.gw.distances import (
     Distances,
     distances_to_centers,
@@ -46,6 +48,8 @@ class GWClusters:
         inertia: Sum of the distances to the own centre.
         rounds: Rounds of assignment and update.
         converged: Whether labels stopped changing.
+        settled: Whether the last barycentres came to rest within their own rounds; where
+            not, their entries still move by some thousandths.
         unsolved: Share of the last round's problems that did not converge.
         information: Mean divergence, in nats, of the last couplings from the
             product of their marginals; about 0 means they carry no geometry.
@@ -60,6 +64,7 @@ class GWClusters:
     inertia: float
     rounds: int
     converged: bool
+    settled: bool
     unsolved: float
     information: float
     product: float
@@ -208,11 +213,13 @@ class _Placed:
         spaces: The rows; those without a heatmap repeat the first.
         real: Which rows hold a heatmap. On every device they come first.
         rows: The row of every heatmap.
+        everywhere: How to give something to all of these devices.
     """
 
     spaces: Spaces
     real: Bool[Array, " m"]
     rows: Int[np.ndarray, " n"]
+    everywhere: NamedSharding
 
     def of_heatmaps(self, of_rows: Array) -> np.ndarray:
         """What belongs to the heatmaps, in their order."""
@@ -232,9 +239,9 @@ def _place(spaces: Spaces, padded_to: int = 0) -> _Placed:
     of compilations small when many classes of different sizes are clustered.
     """
     n, most = len(spaces), max(len(spaces), padded_to)
-    step = max(_LEAST, 1 << max(0, most.bit_length() - 3))
+    step = math.lcm(max(_LEAST, 1 << max(0, most.bit_length() - 3)), len(jax.devices()))
     size = -(-most // step) * step
-    _, split = shardings_for(size, jax.devices())
+    everywhere, split = shardings_for(size, jax.devices())
     devices = split.mesh.size
     rows = np.arange(n) % devices * (size // devices) + np.arange(n) // devices
     index, real = np.zeros(size, int), np.zeros(size, bool)
@@ -242,7 +249,7 @@ def _place(spaces: Spaces, padded_to: int = 0) -> _Placed:
     # By way of the host, since every process holds all heatmaps and keeps its part.
     rows_of = jax.tree.map(lambda x: np.asarray(x)[index], spaces)
     dealt, real = jax.device_put((rows_of, real), split)
-    return _Placed(dealt, real, rows)
+    return _Placed(dealt, real, rows, everywhere)
 
 
 def _run(
@@ -256,12 +263,14 @@ def _run(
     bar: Bar,
 ) -> GWClusters:
     """Rounds from given centres, and from given labels in place of a first assignment."""
-    rounds, converged = 0, False
+    rounds, converged, settled = 0, False, True
+    # Later centres are there, too: a function compiles once for all rounds.
+    centers = jax.device_put(centers, placed.everywhere)
     labels = np.full(len(placed.rows), -1) if given is None else given
     if given is None:
         found, couplings = nearest_couplings(placed.spaces, centers, solver, placed.real)
     else:
-        centers, found, couplings = gw_round(
+        centers, settled, found, couplings = gw_round(
             placed.spaces, placed.real, placed.of_rows(labels), centers, None, solver
         )
         rounds = 1
@@ -276,7 +285,7 @@ def _run(
         if moved == 0 or rounds == max_rounds:
             converged = moved == 0
             break
-        centers, found, couplings = gw_round(
+        centers, settled, found, couplings = gw_round(
             placed.spaces, placed.real, placed.of_rows(labels), centers, couplings, solver
         )
         rounds += 1
@@ -292,6 +301,7 @@ def _run(
         inertia=float(distances[np.arange(len(labels)), labels].sum()),
         rounds=rounds,
         converged=converged,
+        settled=bool(settled),
         unsolved=float(1 - placed.of_heatmaps(found.converged).mean()),
         information=float(placed.of_heatmaps(found.information).mean()),
         product=float(placed.of_heatmaps(found.product).mean()),
@@ -322,7 +332,7 @@ def gw_round(
     centers: SmallSpaces,
     couplings: Couplings | None,
     solver: EntropicGW,
-) -> tuple[SmallSpaces, Distances, Couplings]:
+) -> tuple[SmallSpaces, Bool[Array, ""], Distances, Couplings]:
     """One round of k-means: barycentres of the clusters, then distances to them.
 
     Args:
@@ -334,12 +344,13 @@ def gw_round(
         solver: How distances are computed.
 
     Returns:
-        The new centres, the distances to them, and the couplings with the nearest.
+        The new centres, whether they came to rest, the distances to them, and the couplings
+        with the nearest.
     """
     weights = real.astype(spaces.weights.dtype)
     start = centers.distances
-    found, _ = barycenters(spaces, labels, weights, start, solver, couplings=couplings)
-    return found, *nearest_couplings(spaces, found, solver, real)
+    found, taken = barycenters(spaces, labels, weights, start, solver, couplings=couplings)
+    return found, taken < ROUNDS, *nearest_couplings(spaces, found, solver, real)
 
 
 def _seed(

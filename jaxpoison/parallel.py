@@ -23,9 +23,18 @@ BATCH = "batch"
 
 
 def mesh_for(rows: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """The largest mesh of devices, by default this process's, that divides a batch evenly."""
+    """The largest mesh of devices, by default this process's, that divides a batch evenly.
+
+    Raises:
+        ValueError: A process would be left without a part.
+    """
     devices = jax.local_devices() if devices is None else devices
     count = next(k for k in range(min(len(devices), rows), 0, -1) if rows % k == 0)
+    if {d.process_index for d in devices} - {d.process_index for d in devices[:count]}:
+        raise ValueError(
+            f"the number of rows must be a multiple of that of the devices of all processes, "
+            f"{len(devices)}, found {rows}"
+        )
     return jax.make_mesh((count,), (BATCH,), (AxisType.Auto,), devices=devices[:count])
 
 

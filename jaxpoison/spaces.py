@@ -86,7 +86,7 @@ def measure_spaces(
     Channels are summed; values shifted and scaled to [0, 1] and divided by
     their sum; the largest pixels kept until they hold the given mass; and the
     weights divided by their sum again. Grids finer than 64x64 are summed over
-    blocks first.
+    blocks first; blocks that the edge cuts count as if they were whole.
 
     Args:
         heatmaps: Relevance of every pixel; any finite values.
@@ -133,8 +133,15 @@ def _pool(maps: Float[Array, "n h w"]) -> Float[Array, "n h2 w2"]:
     kh, kw = -(-h // MAX_SIDE), -(-w // MAX_SIDE)
     if kh == kw == 1:
         return maps
-    maps = jnp.pad(maps, ((0, 0), (0, -h % kh), (0, -w % kw)))
-    return maps.reshape(n, -(-h // kh), kh, -(-w // kw), kw).sum((2, 4))
+    shape = (n, -(-h // kh), kh, -(-w // kw), kw)
+
+    def over_blocks(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -h % kh), (0, -w % kw)))
+        return x.reshape(-1, *shape[1:]).sum((2, 4))
+
+    # Blocks that the edge cuts weigh as if they were whole.
+    covered = over_blocks(jnp.ones((1, h, w)))
+    return over_blocks(maps) * (kh * kw / covered)
 
 
 @jax.jit

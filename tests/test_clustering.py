@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from reference import space, two_means
@@ -5,6 +6,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison import EntropicGW, gw_kmeans, measure_spaces, quantised
 from jaxpoison.clustering import UninformativeCouplingsWarning
+from jaxpoison.gw import barycenters as gw_barycenters
+from jaxpoison.gw import distances as gw_distances
 from jaxpoison.gw.distances import moments
 
 # At this epsilon most distances have a closed form.
@@ -58,10 +61,10 @@ def test_seed_decides(families):
 
 
 def test_given_start_is_taken(families):
-    drawn = gw_kmeans(families, solver=PAPERS, max_rounds=1)
-    again = gw_kmeans(families, solver=PAPERS, start=drawn.centers, n_init=5, random_state=9)
-    other = gw_kmeans(families, solver=PAPERS, start=drawn.centers)
-    assert (again.labels == other.labels).all()
+    drawn = gw_kmeans(families, solver=PAPERS)
+    centers = drawn.centers.take(np.array([1, 0]))
+    swapped = gw_kmeans(families, solver=PAPERS, start=centers, n_init=5, random_state=9)
+    assert (swapped.labels == 1 - drawn.labels).all()
 
 
 def test_runs_compete_quantised(families):
@@ -88,6 +91,33 @@ def test_equal_heatmaps_make_one_cluster_and_a_warning():
     with pytest.warns(ConvergenceWarning, match="only 1 of 2 clusters have members"):
         found = gw_kmeans(measure_spaces(np.repeat(one, 5, 0)), solver=PAPERS)
     assert (found.labels == found.labels[0]).all()
+
+
+def test_rings_keep_their_structure(rng):
+    """All points of a ring see the same mean distance, as those of a constant centre do."""
+    rows, columns = np.mgrid[:16, :16] - 7.5
+    ring = np.exp(-((np.hypot(rows, columns) - 6) ** 2) / 0.5)
+    spaces = measure_spaces(ring * rng.uniform(0.9, 1.1, (6, 16, 16)))
+    found = gw_kmeans(spaces, n_clusters=1, solver=EntropicGW(0.02))
+    assert np.asarray(found.centers.distances).std() > 0.2
+    # From a constant centre it would be the variance of the distances, 0.07.
+    assert found.inertia / 6 < 0.02
+    assert found.information > 0.5
+
+
+def test_barycentres_that_do_not_come_to_rest_are_told_of(heatmaps):
+    small = quantised(measure_spaces(heatmaps), 10)
+    assert not gw_kmeans(small, solver=EntropicGW(0.01), max_rounds=2).settled
+    assert gw_kmeans(small, solver=PAPERS, max_rounds=2).settled
+
+
+def test_rounds_share_one_compilation(families):
+    small = quantised(families, 10)
+    jax.clear_caches()
+    found = gw_kmeans(small, solver=EntropicGW(0.02), start=small.take(np.array([0, 1])))
+    assert found.rounds > 1
+    assert gw_barycenters._barycenters._cache_size() == 1
+    assert gw_distances._distances._cache_size() == 1
 
 
 def test_bad_numbers_are_refused(families):

@@ -1,13 +1,17 @@
-"""The same labels on one device, on eight, and on two processes."""
+"""The same labels on one device, on eight, on two processes, and in double precision."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from jaxpoison.parallel import mesh_for
 
 GOLDEN = Path(__file__).parent / "golden" / "heatmaps.npz"
 SCRIPT = """
@@ -28,10 +32,11 @@ print(json.dumps({"labels": found.labels.tolist(), "distances": found.distances.
 """
 
 
-def start(devices, processes=1, process=0, port=0):
+def start(devices, processes=1, process=0, port=0, **environment):
     arguments = [sys.executable, "-c", SCRIPT, str(GOLDEN)]
     arguments += [str(number) for number in (devices, processes, process, port)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(arguments, env=os.environ | environment, **pipes)
 
 
 def result(running):
@@ -54,6 +59,16 @@ def same(found, one):
 
 def test_eight_devices(one):
     same(result(start(8)), one)
+
+
+def test_double_precision(one):
+    same(result(start(1, JAX_ENABLE_X64="1")), one)
+
+
+def test_no_process_is_left_out():
+    devices = [SimpleNamespace(process_index=k // 2) for k in range(4)]
+    with pytest.raises(ValueError, match="a multiple of .* all processes, 4, found 5"):
+        mesh_for(5, devices)
 
 
 def test_two_processes(one):

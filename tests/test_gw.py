@@ -74,6 +74,8 @@ def test_grid_is_an_ott_geometry(rng):
     matrix = jnp.asarray(rng.normal(size=(12, 5)), jnp.float32)
     assert ours.shape == dense.shape == (12, 12)
     np.testing.assert_allclose(ours.cost_matrix, dense.cost_matrix)
+    with pytest.raises(ValueError, match="scale_cost must be 1, found mean"):
+        GridGeometry(4, 3, jnp.float32(0.25), scale_cost="mean")
     for arr in (matrix, matrix[:, 0]):
         for axis in (0, 1):
             pairs = [

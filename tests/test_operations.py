@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxpoison import relevance_function
 from jaxpoison.lrp.composites import epsilon_plus_flat, paper
-from jaxpoison.lrp.rules import Pass
+from jaxpoison.lrp.rules import Epsilon, Pass
 from jaxpoison.models.inference import evaluation_view
 from jaxpoison.models.layers import Activation, AvgPool, Concatenate, GlobalAvgPool, MaxPool, Sum
 
@@ -108,6 +108,17 @@ def test_difference_shares_by_signed_contributions(images):
     relevance, logits = relevance_function(model)(images, jnp.arange(4))
     start = np.abs(np.diagonal(logits))
     np.testing.assert_allclose(relevance.sum((1, 2, 3)), start, rtol=1e-2)
+
+
+def test_difference_is_the_sum_with_the_negated(images):
+    rules = paper().with_rules((Sum, Epsilon(exponent=2)))
+    bare = Functional(lambda x, y: 1.2 * nnx.relu(y) - x, 192)
+    summed = Functional(lambda x, y: 1.2 * nnx.relu(y) + (-x), 192)
+    classes = jnp.arange(4)
+    found, _ = relevance_function(bare, rules)(images, classes)
+    expected, _ = relevance_function(summed, rules)(images, classes)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(found).max() < 100
 
 
 REFUSED = {

@@ -4,6 +4,7 @@ import numpy as np
 import ot
 import pytest
 from reference import entropic_gw, space
+from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison import (
     EntropicGW,
@@ -46,6 +47,31 @@ def test_distances_between_heatmaps_are_pots(spaces, heatmaps, epsilon):
         value, information = pot(*(space(heatmaps[i])[1:] for i in pair), epsilon)
         assert found.values[k] == pytest.approx(value, rel=1e-4)
         assert found.information[k] == pytest.approx(information, rel=0.02)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.02])
+def test_distances_between_small_spots_are_pots(rng, epsilon):
+    """Most pixels hold no mass, and lie farther apart than those that do."""
+    maps = np.zeros((3, 32, 32))
+    maps[0, 3:8, 4:9] = rng.uniform(0.5, 1, (5, 5))
+    maps[1, 20:28, 10:18] = rng.uniform(0.5, 1, (8, 8))
+    maps[2, 12:17, 12:20] = rng.uniform(0.5, 1, (5, 8))
+    pairs = np.array([[0, 1], [0, 2], [2, 2]])
+    found = pair_distances(measure_spaces(maps), pairs, EntropicGW(epsilon))
+    assert found.converged.all()
+    whole = [space(heatmap)[1:] for heatmap in maps]
+    for k, (i, j) in enumerate(pairs):
+        value, information = pot(whole[i], whole[j], epsilon)
+        assert found.values[k] == pytest.approx(value, rel=2e-3)
+        assert found.information[k] == pytest.approx(information, rel=0.02, abs=1e-3)
+
+
+def test_unsolved_distances_are_told_of(spaces):
+    small = quantised(spaces, SIZE).take(np.arange(4))
+    with pytest.warns(ConvergenceWarning, match=r"\d+ of 10 distances did not converge"):
+        all_distances(small, EntropicGW(0.005, max_iterations=3))
+    # Float32 cannot tell plans apart at such an epsilon: nothing counts as solved.
+    assert not pair_distances(small, np.array([[0, 1]]), EntropicGW(1e-8)).converged.any()
 
 
 def test_distances_between_quantised_heatmaps_are_the_plain_iterations(spaces):

@@ -58,8 +58,18 @@ def test_fine_grids_are_summed_over_blocks(rng):
     assert (spaces.height, spaces.width) == (44, 48)
     padded = np.pad(fine, ((0, 0), (0, 2), (0, 0)))
     coarse = padded.reshape(2, 44, 3, 48, 2).sum((2, 4))
+    # The last blocks have one row of three.
+    coarse[:, -1] *= 3
     same = measure_spaces(coarse, mass=1.0)
     np.testing.assert_allclose(spaces.weights, same.weights, rtol=1e-5, atol=1e-9)
+
+
+def test_edges_of_fine_grids_hold_no_mass_of_their_own():
+    fine = np.full((1, 65, 65), -1, np.float32)
+    fine[0, 20:24, 20:24] = 1
+    spaces = measure_spaces(fine)
+    held = np.asarray(spaces.weights[0]).reshape(spaces.height, spaces.width)
+    assert held[10:12, 10:12].sum() == pytest.approx(1)
 
 
 def test_constant_and_infinite_maps_are_named(maps):

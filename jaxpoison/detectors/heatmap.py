@@ -109,6 +109,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
                 "product_couplings_share": found.product,
                 "improvable_couplings_share": found.improvable,
                 "unsolved_share": found.unsolved,
+                "settled_barycenters": float(found.settled),
             },
         )
         self.labels_ = self.detection_.labels

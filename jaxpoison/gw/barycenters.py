@@ -11,14 +11,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison.gw.distances import center_spread, in_groups, moments, product_change
-from jaxpoison.gw.products import LaidOut, distance_product, laid_out
+from jaxpoison.gw.products import LaidOut, distance_product, in_full_precision, laid_out
 from jaxpoison.gw.solver import Couplings, EntropicGW, product_couplings, solve
 from jaxpoison.gw.steps import Problems
 from jaxpoison.parallel import BATCH, mesh_for
 from jaxpoison.spaces import SmallSpaces, Spaces
 
-# With plans this near to products (sum of magnitudes of the difference), and rounds that
-# shrink what remains by this factor or more, all further rounds lead to a constant.
+# With plans this near to products (sum of magnitudes of the difference), linearisations that
+# lead back to products, and rounds that shrink what remains of a centre, both by this factor or
+# more, all further rounds lead to a constant.
 _NEAR = 0.05
 _SHRINKS = 0.5
 # Change of a coupling that ends its iteration, in units of the centres' tolerance: 1e-4
@@ -31,6 +32,8 @@ _FIRST_MOVE = 0.1
 # Centres that a round moves by less are extrapolated, by at most so many times what it changed.
 _STEADY = 0.01
 _FARTHEST = 5.0
+# Rounds that centres are given to settle in.
+ROUNDS = 20
 
 
 def barycenters(
@@ -42,7 +45,7 @@ def barycenters(
     *,
     couplings: Couplings | None = None,
     tolerance: float = 2e-5,
-    max_rounds: int = 20,
+    max_rounds: int = ROUNDS,
 ) -> tuple[SmallSpaces, Int[Array, ""]]:
     """Barycentres of clusters: points of equal weight, distances by fixed point.
 
@@ -55,7 +58,9 @@ def barycenters(
     tenth in a round. Where further rounds are certain to end
     in a constant centre, as at a large epsilon, that constant is given at once:
     near it, a round multiplies the differences between points by
-    ``4 / epsilon * mean Var_p(C p)``, to first order in them. Heatmaps are split
+    ``4 / epsilon * mean Var_p(C p)``, to first order in them, and a linearisation
+    what a coupling differs from a product by, by at most ``4 / epsilon`` times the standard
+    deviations of a heatmap's and a centre's distances. Heatmaps are split
     over all devices.
 
     Args:
@@ -72,7 +77,8 @@ def barycenters(
         max_rounds: Most rounds.
 
     Returns:
-        The centres, and the number of rounds taken. A cluster without members
+        The centres, and the number of rounds taken; fewer than ``max_rounds`` where all
+        entries came to rest. A cluster without members
         keeps its start.
     """
     if couplings is None:
@@ -83,6 +89,7 @@ def barycenters(
 
 
 @jax.jit
+@in_full_precision
 def _products(spaces: Spaces, start: Any) -> Couplings:
     n, m = len(spaces), start.shape[-1]
     masses = jnp.full((n, m), 1 / m, start.dtype)
@@ -90,6 +97,7 @@ def _products(spaces: Spaces, start: Any) -> Couplings:
 
 
 @jax.jit
+@in_full_precision
 def _barycenters(
     spaces: Spaces,
     labels: Any,
@@ -167,6 +175,8 @@ def local_barycenters(
 
     known = moments(spaces)
     widest = jax.lax.pmax(known.spread.max(), BATCH)
+    variance = jnp.maximum(known.squares - known.mean**2, 0)
+    broadest = jnp.sqrt(jax.lax.pmax(variance.max(), BATCH))
     # Near a constant centre, rounds shrink its points' differences by this factor.
     contraction = 4 / solver.epsilon * mean_of(known.spread**2).max()
 
@@ -215,7 +225,11 @@ def local_barycenters(
     def advance(state: _Rounds) -> _Rounds:
         spreads = jax.vmap(center_spread, (0, None))(state.centers, uniform)
         change = product_change(widest, jnp.where(totals > 0, spreads, 0).max(), solver.epsilon)
-        constant = (change <= solver.tolerance) | ((change <= _NEAR) & (contraction <= _SHRINKS))
+        structure = jnp.where(totals > 0, state.centers.std((1, 2)), 0).max()
+        # Products may be unstable where points see the same mean distance, as on a ring.
+        stable = 4 / solver.epsilon * broadest * structure <= _SHRINKS
+        small = (change <= solver.tolerance) | ((change <= _NEAR) & (contraction <= _SHRINKS))
+        constant = stable & small
         coupled = jnp.maximum(exact, _INEXACT_SHARE * jnp.minimum(state.moved, _FIRST_MOVE))
         new, couplings = jax.lax.cond(
             constant, closed, iterated, state.centers, state.couplings, coupled, state.settled

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxpoison.gw.products import LaidOut, distance_product, laid_out
+from jaxpoison.gw.products import LaidOut, distance_product, in_full_precision, laid_out
 from jaxpoison.gw.solver import Couplings, EntropicGW, measure, solve, starting_from
 from jaxpoison.gw.steps import Problems, product_plans
 from jaxpoison.parallel import BATCH, mesh_for
@@ -58,6 +58,7 @@ class Moments(NamedTuple):
     spread: Float[Array, " n"]
 
 
+@in_full_precision
 def moments(spaces: Spaces | LaidOut) -> Moments:
     """Moments of the distances of every space."""
     spaces = laid_out(spaces)
@@ -160,6 +161,7 @@ def perturbation_gain(
 
 
 @jax.jit
+@in_full_precision
 def _perturbation_gain(
     spaces: Spaces, centers: SmallSpaces, solver: EntropicGW, key: Array
 ) -> Float[Array, " n"]:
@@ -195,6 +197,7 @@ def _ranked(
 
 
 @partial(jax.jit, static_argnames="coupled")
+@in_full_precision
 def _distances(
     spaces: Spaces, real: Any, centers: SmallSpaces, solver: EntropicGW, coupled: bool
 ) -> tuple[Distances, Couplings | None]:
@@ -232,7 +235,7 @@ def local_distances(
         of_center = q @ center @ q
         values = known.squares - 2 * known.mean * of_center + q @ center**2 @ q
         kept = starting_from(q[:, None] * weights[:, None]) if coupled else None
-        return values, jnp.zeros(n), jnp.ones(n, bool), kept
+        return values, jnp.zeros(n, weights.dtype), jnp.ones(n, bool), kept
 
     def iterated(center: Array, q: Array) -> tuple[Array, Array, Array, Couplings | None]:
         def group(some: LaidOut, count: Array) -> tuple[Array, Array, Array, Couplings | None]:

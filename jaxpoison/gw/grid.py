@@ -23,10 +23,16 @@ class GridGeometry(geometry.Geometry):
         height: Rows of the grid.
         width: Columns of the grid.
         factor: What the distances, in pixels, are multiplied by.
-        **kwargs: Passed to :class:`ott.geometry.geometry.Geometry`.
+        **kwargs: Passed to :class:`ott.geometry.geometry.Geometry`, but for ``scale_cost``:
+            the factor is in its place.
+
+    Raises:
+        ValueError: ``scale_cost`` is not 1.
     """
 
     def __init__(self, height: int, width: int, factor: Float[Array, ""], **kwargs: Any) -> None:
+        if kwargs.get("scale_cost", 1.0) != 1.0:
+            raise ValueError(f"scale_cost must be 1, found {kwargs['scale_cost']}; use factor")
         super().__init__(**kwargs)
         self.height = height
         self.width = width

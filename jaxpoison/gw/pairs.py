@@ -9,6 +9,7 @@ takes the place of Newton's method.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._progress import Bar
 from jaxpoison.gw.distances import moments
-from jaxpoison.gw.products import QuadrantSpaces, laid_out, quadrant_product
-from jaxpoison.gw.solver import INEXACT, EntropicGW, measure, solve
+from jaxpoison.gw.products import QuadrantSpaces, in_full_precision, laid_out, quadrant_product
+from jaxpoison.gw.solver import COARSE, INEXACT, EntropicGW, measure, solve
 from jaxpoison.gw.steps import TINY, Problems
 from jaxpoison.parallel import over_devices
 from jaxpoison.spaces import SmallSpaces, Spaces
@@ -113,7 +115,7 @@ def all_distances(
     """The symmetric matrix of the distances between all spaces.
 
     With entropy, a space's distance from itself is not 0; it is computed like
-    any other.
+    any other. Where some do not converge, a ``ConvergenceWarning`` says how many.
 
     Args:
         spaces: Heatmaps, or quantised ones.
@@ -121,7 +123,15 @@ def all_distances(
         progress: Show a progress bar.
     """
     pairs = np.stack(np.triu_indices(len(spaces)), -1)
-    values = pair_distances(spaces, pairs, solver, progress=progress).values
+    found = pair_distances(spaces, pairs, solver, progress=progress)
+    if not found.converged.all():
+        warnings.warn(
+            f"{(~found.converged).sum()} of {len(pairs)} distances did not converge: allow more "
+            "iterations, or take a larger epsilon",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    values = found.values
     matrix = np.zeros((len(spaces), len(spaces)), values.dtype)
     matrix[pairs[:, 0], pairs[:, 1]] = values
     matrix[pairs[:, 1], pairs[:, 0]] = values
@@ -155,6 +165,7 @@ class _Found(NamedTuple):
 
 
 @jax.jit
+@in_full_precision
 def _small_pairs(
     spaces: SmallSpaces, pairs: Int[Array, "k 2"], real: Bool[Array, " k"], solver: EntropicGW
 ) -> _Found:
@@ -179,6 +190,7 @@ def _small_pairs(
 
 
 @jax.jit
+@in_full_precision
 def _whole_pairs(
     spaces: Spaces, pairs: Int[Array, "k 2"], real: Bool[Array, " k"], solver: EntropicGW
 ) -> _Found:
@@ -263,7 +275,8 @@ def _whole_pair(
     held = (found.plan > 0) & (product > 0)
     ratio = jnp.log(jnp.where(held, found.plan / jnp.where(held, product, 1), 1))
     information = jnp.maximum((found.plan * ratio).sum(), 0)
-    converged = (found.change <= tolerance) & (found.error <= tolerance)
+    resolved = tolerance <= jnp.maximum(solver.tolerance, COARSE)
+    converged = (found.change <= tolerance) & (found.error <= tolerance) & resolved
     return _Found(zero, information, converged), found.seen
 
 
@@ -282,7 +295,9 @@ def _scaled(
     rows = jnp.where(q > 0, exponent, -jnp.inf).max(1)
     exponent = exponent - rows[:, None]
     columns = jnp.where(p[:, None] > 0, exponent, -jnp.inf).max(0)
-    kernel = jnp.exp(exponent - columns)
+    # Elsewhere, where no mass is, entries may be of any size.
+    massive = (p[:, None] > 0) & (q > 0)
+    kernel = jnp.where(massive, jnp.exp(jnp.minimum(exponent - columns, 0)), 0)
     # While plans still move far, their marginals need not hold to the last digit.
     enough = jnp.maximum(tolerance, INEXACT * change)
 

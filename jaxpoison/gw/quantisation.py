@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpoison._checks import check_integer
+from jaxpoison.gw.products import in_full_precision
 from jaxpoison.spaces import MeasureSpaces, SmallSpaces
 
 # Rounds of k-means; heatmaps that are compressed at once.
@@ -40,6 +41,7 @@ def quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
 
 
 @partial(jax.jit, static_argnames="size")
+@in_full_precision
 def _quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
     grid = np.stack(np.divmod(np.arange(spaces.height * spaces.width), spaces.width), -1)
     pixels = jnp.asarray(grid, jnp.float32)

@@ -35,6 +35,8 @@ from jaxpoison.spaces import SmallSpaces
 # Spaces of so many points count as small.
 _FEW = 64
 INEXACT = 0.02
+# Where float32 cannot tell plans apart better than so, none counts as converged.
+COARSE = 0.01
 # Plans are extrapolated where they move by less than this, and by a share between these
 # of their move before.
 _STEADY = 0.003
@@ -59,10 +61,11 @@ class EntropicGW:
             paper's 0.1, lets couplings carry geometry (docs/clustering.md).
         tolerance: Change of a plan (sum of magnitudes; its mass is 1) between two
             linearisations, and error of its marginals, that end the iteration.
-            Where float32 cannot resolve that, what it can. Barycentres have one of
-            their own.
+            Where float32 cannot resolve that, what it can; where that is more than 0.01,
+            nothing counts as converged. Barycentres have a tolerance of their own.
         max_iterations: Most linearisations.
-        slots: Problems that are worked on at once on each device; they bound the memory.
+        slots: Problems that are worked on at once on each device. Memory grows with them,
+            and with the plans that are kept: one of every heatmap in a clustering.
             By default 16 on CPUs, whose caches hold as many plans, else 512; for spaces
             of few points 64 and 8192.
     """
@@ -205,6 +208,7 @@ def solve(
         slots, found = state
         here = problems.take(jnp.minimum(slots.problem, n - 1))
         tolerance = jnp.maximum(asked, resolution(here, solver.epsilon))
+        resolved = tolerance <= jnp.maximum(asked, COARSE)
         steps = _small_steps if isinstance(here.spaces, SmallSpaces) else _step
         plan, change, potential, taken, tried, settled = steps(here, slots.lanes, tolerance, solver)
         busy = slots.problem < n
@@ -217,9 +221,9 @@ def solve(
                 potentials.at[into].set(potential, mode="drop"),
             ),
             found.iterations.at[into].set(taken, mode="drop"),
-            found.converged.at[into].set(settled, mode="drop"),
+            found.converged.at[into].set(settled & resolved, mode="drop"),
         )
-        candidates = slots.following + jnp.cumsum(done) - 1
+        candidates = slots.following + jnp.cumsum(done, dtype=jnp.int32) - 1
         index = jnp.where(done, jnp.where(candidates < count, candidates, n), slots.problem)
         new = load(index)
         lanes = _Lanes(
@@ -230,7 +234,7 @@ def solve(
             jnp.where(done, 0, tried),
             settled & ~done,
         )
-        return _Slots(index, lanes, slots.following + done.sum()), found
+        return _Slots(index, lanes, slots.following + done.sum(dtype=jnp.int32)), found
 
     def unfinished(state: tuple[_Slots, Solutions]) -> Array:
         return (state[0].problem < n).any()

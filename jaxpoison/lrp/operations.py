@@ -151,7 +151,11 @@ class _Evaluation:
         if name in _ELEMENTWISE and same_shape and not (name == "div" and live[1]):
             return [_pass(single, *operation(*arguments))], [True]
         # A difference has contributions of both signs, which only shares as they are fit.
-        if name in _SUMS and all(live) and (name != "sub" or isinstance(self.sums, Epsilon)):
+        if name == "sub" and all(live) and isinstance(self.sums, Epsilon):
+            # The sum with what is subtracted, negated, so that powers of it are of either sign.
+            a, b = arguments
+            return [_share(jnp.add, self.sums, a, _pass(b, -b))], [True]
+        if name in _SUMS - {"sub"} and all(live):
             return [_share(lambda *xs: operation(*xs)[0], self.sums, *arguments)], [True]
         if name in _MOVES and all(_is_float(a) for a in (*active, *equation.outvars)):
             return operation(*arguments), [True] * outputs
