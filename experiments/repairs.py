@@ -36,28 +36,30 @@ def markdown(rows: dict[str, Any]) -> str:
     lines = [
         "# Repair",
         "",
-        "The suspects of Heatmap Clustering (ε = 0.02) are taken out and a network is trained "
-        "without them, until the class is not suspicious or the suspects prove clean. *l / q*: "
-        "suspects that the next network calls their label, and the one other class.",
+        "The suspects of Heatmap Clustering (ε = 0.02), and the images with activations like "
+        "theirs, are taken out and a network is trained without them, until the class is not "
+        "suspicious or the suspects prove clean. *l / q*: suspects that the next network calls "
+        "their label, and the one other class.",
         "",
         "| run | network | training images | poisoned | test accuracy % | ASR % | "
-        "suspects (poisoned) | l / q |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "suspects of HC | with those like them (poisoned) | l / q |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for title, found in rows.items():
         for k, network in enumerate(found["networks"]):
             taken = network["suspects"]
-            suspects, judged = "–", "–"
+            first, suspects, judged = "–", "–", "–"
             if taken is not None:
+                first = f"{taken['by_detector']}"
                 suspects = f"{taken['images']} ({taken['poisoned_images']})"
                 judged = f"{taken['as_label']} / {taken['as_other']}"
             lines.append(
                 f"| {title if k == 0 else ''} | {'first' if k == 0 else f'round {k}'} | "
                 f"{network['training_images']} | {network['poisoned_images']} | "
                 f"{percent(network['test_accuracy'])} | {percent(network['asr'])} | "
-                f"{suspects} | {judged} |"
+                f"{first} | {suspects} | {judged} |"
             )
-        lines.append(f"| | *ended: {found['ended']}* | | | | | {found['removed']} removed | |")
+        lines.append(f"| | *ended: {found['ended']}* | | | | | | {found['removed']} removed | |")
     return "\n".join(lines) + "\n"
 
 

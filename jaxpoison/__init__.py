@@ -53,7 +53,7 @@ from jaxpoison.models.inception import CompactInception
 from jaxpoison.models.inference import layer_outputs, predict, pure
 from jaxpoison.models.resnet import ResNet18
 from jaxpoison.pipeline import RunOutcome, explain_all, run
-from jaxpoison.retraining import ExclusiveRetraining, exclusive_retraining, repair
+from jaxpoison.retraining import ExclusiveRetraining, exclusive_retraining, repair, widened_suspects
 from jaxpoison.screening import ScanOutcome, scan
 from jaxpoison.separation import Separation, separation
 from jaxpoison.spaces import MeasureSpaces, SmallSpaces, measure_spaces
@@ -134,4 +134,5 @@ __all__ = [
     "standard_backdoor",
     "success_rate_by_class",
     "synthetic",
+    "widened_suspects",
 ]

@@ -39,12 +39,13 @@ directory. Takes the options of run; what run or explain left there with the sam
 options is used, and so are classes that were finished before an interruption.
 """
 _REPAIR_DESCRIPTION = """\
-Takes out of the training images what a detector suspects, trains again without
-it, and lets the new network judge the images that were taken out: where it calls
-more of them one other class than their label, they stay out and the search goes
-on; otherwise they go back in and it ends. Writes repair.json (accuracy and attack
-success of every network), removed.csv and kept.csv (ids and labels) into the work
-directory. Takes the options of run; what run left there is used.
+Takes out of the training images what a detector suspects, and what has activations
+like it, trains again without them, and lets the new network judge the images that
+were taken out: where it calls more of them one other class than their label, they
+stay out and the search goes on; otherwise they go back in and it ends. Writes
+repair.json (accuracy and attack success of every network), removed.csv and kept.csv
+(ids and labels) into the work directory. Takes the options of run; what run left
+there is used.
 """
 _EXAMPLES = """\
 examples:

@@ -52,6 +52,7 @@ class RunOutcome:
         model: The network.
         suspected: Indices of the searched class's training images.
         relevance: Their relevance towards their label.
+        activations: What the network's last hidden layer makes of them.
         detections: What each detector found.
         separations: How far each one's clusters lie apart.
         history: Losses and accuracies by epoch.
@@ -62,6 +63,7 @@ class RunOutcome:
     model: nnx.Module
     suspected: np.ndarray
     relevance: np.ndarray
+    activations: np.ndarray
     detections: dict[str, Detection]
     separations: dict[str, Separation]
     history: list[dict[str, float]]
@@ -162,6 +164,7 @@ def search(
         model,
         suspected,
         explained.arrays["relevance"],
+        explained.arrays["activations"],
         detections,
         separations,
         trained.values["epochs"],

@@ -4,7 +4,6 @@ import numpy as np
 import ot
 import pytest
 from reference import entropic_gw, space
-from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison import (
     EntropicGW,
@@ -66,11 +65,8 @@ def test_distances_between_small_spots_are_pots(rng, epsilon):
         assert found.information[k] == pytest.approx(information, rel=0.02, abs=1e-3)
 
 
-def test_unsolved_distances_are_told_of(spaces):
+def test_where_float32_tells_nothing_apart_nothing_counts_as_solved(spaces):
     small = quantised(spaces, SIZE).take(np.arange(4))
-    with pytest.warns(ConvergenceWarning, match=r"\d+ of 10 distances did not converge"):
-        all_distances(small, EntropicGW(0.005, max_iterations=3))
-    # Float32 cannot tell plans apart at such an epsilon: nothing counts as solved.
     assert not pair_distances(small, np.array([[0, 1]]), EntropicGW(1e-8)).converged.any()
 
 

@@ -15,6 +15,7 @@ from jaxpoison import (
     exclusive_retraining,
     repair,
     retraining,
+    widened_suspects,
 )
 
 TARGET, SOURCE = 1, 0
@@ -63,18 +64,53 @@ def searched(attacked, monkeypatch):
             "detectors": {name: {"suspicious": bool(found)} for name in config.detectors},
         }
         detections = {name: detection for name in config.detectors}
-        return RunOutcome(result, data, None, suspected, np.zeros(0), detections, {}, [])
+        activations = np.zeros((len(suspected), 3))
+        return RunOutcome(
+            result, data, None, suspected, np.zeros(0), activations, detections, {}, []
+        )
 
     monkeypatch.setattr(retraining, "search", search)
     monkeypatch.setattr(
         retraining, "prepare", lambda *_: (attacked, attacked.splits, "settings of the first")
     )
     monkeypatch.setattr(retraining, "FEWEST", 1)
+    monkeypatch.setattr(retraining, "widened_suspects", lambda suspects, _: suspects)
     monkeypatch.setattr(retraining, "config_record", lambda config, _: {"data": config.data})
     monkeypatch.setattr(
         retraining, "predict", lambda _, images: np.eye(2)[images[:, 0, 0, 0].astype(int)]
     )
     return made
+
+
+def test_suspects_are_widened_by_activations(rng):
+    truth = np.arange(300) < 60
+    activations = rng.normal(size=(300, 4, 2)) + 6 * truth[:, None, None]
+    missed, false = (np.arange(300) % 20 == 7) & truth, np.arange(300) == 250
+    found = widened_suspects(truth & ~missed | false, activations)
+    np.testing.assert_array_equal(found, truth | false)
+    # Without a word from the activations, the suspects.
+    for suspects in (np.zeros(300, bool), np.arange(300) == 3, np.ones(300, bool)):
+        np.testing.assert_array_equal(widened_suspects(suspects, activations), suspects)
+
+
+def test_repairs_take_out_what_is_like_the_suspects(searched, attacked, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        retraining,
+        "widened_suspects",
+        lambda suspects, activations: suspects | (activations[:, 0] > 0),
+    )
+    inner = retraining.search
+
+    def search(config, data, *rest):
+        outcome = inner(config, data, *rest)
+        outcome.activations[:, 0] = [outcome.splits.train.ids[i] == "34" for i in outcome.suspected]
+        return outcome
+
+    monkeypatch.setattr(retraining, "search", search)
+    found = json.loads(repair(RunConfig(target=TARGET), tmp_path, max_rounds=1).read_text())
+    first = found["networks"][0]["suspects"]
+    assert (first["by_detector"], first["images"], first["poisoned_images"]) == (5, 6, 5)
+    assert found["removed"] == 6
 
 
 def test_suspects_stay_out_until_they_prove_clean(searched, tmp_path):
@@ -94,6 +130,7 @@ def test_suspects_stay_out_until_they_prove_clean(searched, tmp_path):
     assert (found["before"]["poisoned_images"], found["after"]["poisoned_images"]) == (6, 0)
     assert (found["before"]["training_images"], found["after"]["training_images"]) == (36, 29)
     assert found["networks"][0]["suspects"] == {
+        "by_detector": 5,
         "images": 5,
         "poisoned_images": 4,
         "as_label": 1,

@@ -43,11 +43,17 @@ def test_repairs_are_written():
         "poisoned_images": 9,
         "test_accuracy": 0.97,
         "asr": 1.0,
-        "suspects": {"images": 10, "poisoned_images": 9, "as_label": 1, "as_other": 9},
+        "suspects": {
+            "by_detector": 7,
+            "images": 10,
+            "poisoned_images": 9,
+            "as_label": 1,
+            "as_other": 9,
+        },
     }
     last = {**network, "training_images": 90, "poisoned_images": 0, "asr": 0.01, "suspects": None}
     found = {"networks": [network, last], "ended": "class not suspicious", "removed": 10}
     text = repairs.markdown({"standard": found})
-    assert "| standard | first | 100 | 9 | 97.00 | 100.00 | 10 (9) | 1 / 9 |" in text
-    assert "|  | round 1 | 90 | 0 | 97.00 | 1.00 | – | – |" in text
+    assert "| standard | first | 100 | 9 | 97.00 | 100.00 | 7 | 10 (9) | 1 / 9 |" in text
+    assert "|  | round 1 | 90 | 0 | 97.00 | 1.00 | – | – | – |" in text
     assert "*ended: class not suspicious*" in text

@@ -9,7 +9,6 @@ takes the place of Newton's method.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._progress import Bar
 from jaxpoison.gw.distances import moments
@@ -115,7 +113,8 @@ def all_distances(
     """The symmetric matrix of the distances between all spaces.
 
     With entropy, a space's distance from itself is not 0; it is computed like
-    any other. Where some do not converge, a ``ConvergenceWarning`` says how many.
+    any other. Where the iteration does not converge, its last plan counts;
+    :func:`pair_distances` says where.
 
     Args:
         spaces: Heatmaps, or quantised ones.
@@ -123,15 +122,7 @@ def all_distances(
         progress: Show a progress bar.
     """
     pairs = np.stack(np.triu_indices(len(spaces)), -1)
-    found = pair_distances(spaces, pairs, solver, progress=progress)
-    if not found.converged.all():
-        warnings.warn(
-            f"{(~found.converged).sum()} of {len(pairs)} distances did not converge: allow more "
-            "iterations, or take a larger epsilon",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-    values = found.values
+    values = pair_distances(spaces, pairs, solver, progress=progress).values
     matrix = np.zeros((len(spaces), len(spaces)), values.dtype)
     matrix[pairs[:, 0], pairs[:, 1]] = values
     matrix[pairs[:, 1], pairs[:, 0]] = values
