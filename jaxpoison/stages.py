@@ -20,8 +20,9 @@ import numpy as np
 from jaxpoison._files import replace_file, write_json
 
 SCHEMA = 1
-# Raised by every change of the code that changes what a stage makes: older ones run again.
-REVISION = 1
+# Of stages by the first word of their names, 1 where none is given. Raised by every change of
+# the code that changes what such a stage makes: older ones run again.
+REVISIONS = {"detect": 2, "scan": 2}
 _PACKAGES = ("jaxpoison", "jax", "flax", "optax", "ott-jax", "numpy", "scikit-learn")
 
 
@@ -94,7 +95,12 @@ class WorkDirectory:
             make: Runs the stage. It may put files of its own into the stage's folder.
         """
         folder = self.folder(name)
-        found = self._read(folder, key)
+        valid = {
+            "schema": SCHEMA,
+            "revision": REVISIONS.get(name.partition("-")[0], 1),
+            "key": key,
+        }
+        found = self._read(folder, valid)
         if found is not None:
             return found
         (folder / "stage.json").unlink(missing_ok=True)
@@ -104,21 +110,13 @@ class WorkDirectory:
         seconds = time.perf_counter() - started if made.seconds is None else made.seconds
         with replace_file(folder / "arrays.npz") as file:
             np.savez(file, **made.arrays)  # pyright: ignore[reportArgumentType]
-        record = {
-            "schema": SCHEMA,
-            "revision": REVISION,
-            "key": key,
-            "seconds": seconds,
-            "versions": versions(),
-            "values": made.values,
-        }
+        record = valid | {"seconds": seconds, "versions": versions(), "values": made.values}
         write_json(folder / "stage.json", record)
         return Artefact(key, made.values, made.arrays, seconds, record["versions"])
 
-    def _read(self, folder: Path, key: str) -> Artefact | None:
+    def _read(self, folder: Path, valid: dict[str, Any]) -> Artefact | None:
         try:
             record = json.loads((folder / "stage.json").read_text())
-            valid = {"schema": SCHEMA, "revision": REVISION, "key": key}
             if any(record[name] != value for name, value in valid.items()):
                 return None
             ran_with = record["versions"]
@@ -127,7 +125,7 @@ class WorkDirectory:
         except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             # Not there, or damaged: the stage runs again.
             return None
-        return Artefact(key, record["values"], arrays, record["seconds"], ran_with)
+        return Artefact(valid["key"], record["values"], arrays, record["seconds"], ran_with)
 
     def keep_only(self, parent: Path, name: str) -> None:
         """Removes all folders inside ``parent`` but the one named."""

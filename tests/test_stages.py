@@ -64,9 +64,12 @@ def test_a_stage_that_knows_its_time_says_it(work):
 
 def test_stages_of_other_code_run_again(work, monkeypatch):
     make = Counter()
-    work.stage("a", "key", make)
-    monkeypatch.setattr(stages, "REVISION", stages.REVISION + 1)
-    assert work.stage("a", "key", make).values == {"n": 2}
+    for name in ("detect-a", "train"):
+        work.stage(name, "key", make)
+    monkeypatch.setitem(stages.REVISIONS, "detect", stages.REVISIONS["detect"] + 1)
+    assert work.stage("train", "key", make).values == {"n": 2}
+    assert work.stage("detect-a", "key", make).values == {"n": 3}
+    assert work.stage("detect-a", "key", make).values == {"n": 3}
 
 
 def test_a_stage_keeps_the_versions_it_ran_with(work, monkeypatch):
