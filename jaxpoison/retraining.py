@@ -142,13 +142,13 @@ def repair(
     removed = np.zeros(len(splits.train), bool)
     ended = "rounds used up"
     for number in range(1, max_rounds + 1):
-        taken = np.zeros(len(outcome.splits.train), bool)
         suspected = outcome.detections[detector].suspects
-        taken[outcome.suspected[widened_suspects(suspected, outcome.activations)]] = True
         # A detector that cannot tell leaves it to the next network.
-        if outcome.result["detectors"][detector]["suspicious"] is False or not taken.any():
+        if outcome.result["detectors"][detector]["suspicious"] is False or not suspected.any():
             ended = "class not suspicious"
             break
+        taken = np.zeros(len(outcome.splits.train), bool)
+        taken[outcome.suspected[widened_suspects(suspected, outcome.activations)]] = True
         suspects = outcome.splits.train.take(taken)
         without = _without(outcome.data, taken)
         folder = WorkDirectory(workdir / "repair" / detector / f"round-{number}")
