@@ -7,6 +7,7 @@ goes on where it stopped, and after every row the table's ``result.json`` and
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -176,7 +177,9 @@ def run_of(
 ) -> tuple[RunConfig, Path]:
     """Configuration and work directory of a row's run."""
     config = RunConfig(data=options.data, **changes, **schedule)
-    return config, options.workdir / f"{name}-{config.protocol}"
+    usual = schedule.get("epochs") in (None, SCHEDULE["epochs"])
+    epochs = "" if usual else f"-{config.epochs}-epochs"
+    return config, options.workdir / f"{name}-{config.protocol}{epochs}"
 
 
 def outcome_of(
@@ -199,11 +202,25 @@ def main(table: Table, description: str | None) -> None:
     parser = command(description)
     add = parser.add_argument
     add("--again", action="store_true", help="run recorded rows again, training too")
-    add("--protocol", choices=("fast", "paper"), help="paper: up to 100 epochs a row")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--protocol", choices=("fast", "paper"), help="paper: up to 100 epochs a row"
+    )
+    other.add_argument(
+        "--epochs",
+        type=int,
+        default=SCHEDULE["epochs"],
+        help="of every network, a surrogate too; others than %(default)s are recorded apart",
+    )
     options = parsed(parser, (row.name for row in table.rows))
     one_device_per_core()
-    schedule = {"protocol": "paper"} if options.protocol == "paper" else SCHEDULE
-    name = table.name + ("_paper_protocol" if options.protocol == "paper" else "")
+    schedule, name = {**SCHEDULE, "epochs": options.epochs}, table.name
+    if options.protocol == "paper":
+        schedule, name = {"protocol": "paper"}, f"{name}_paper_protocol"
+        table = dataclasses.replace(table, title=f"{table.title}; the paper's protocol")
+    elif schedule != SCHEDULE:
+        name = f"{name}_{options.epochs}_epochs"
+        table = dataclasses.replace(table, title=f"{table.title}; {options.epochs} epochs")
     recorded = read(name)
     refuse_other_data(parser, options, name, recorded.values())
     for row, found in recorded.items():

@@ -128,6 +128,12 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command("--only", second, "--data", "others.zip")
     assert "the recorded rows are of signs.zip, not of others.zip" in capsys.readouterr().err
+    # A longer training has a folder, a heading and a run of its own.
+    command("--only", second, "--epochs", "4")
+    assert made[3:] == [(0.15, f"{second}-fast-4-epochs")]
+    text = (tmp_path / "table1_4_epochs" / "result.md").read_text()
+    assert text.startswith("# Table 1: standard attack, 3x3 sticker; 4 epochs\n")
+    made.pop()
     # A row of another schedule is not one of this table, and is not lost.
     monkeypatch.setattr(tables, "SCHEDULE", {**tables.SCHEDULE, "epochs": 9})
     with pytest.raises(SystemExit):
