@@ -5,12 +5,15 @@ takes as long as a row.
 
     python -m experiments.repairs --data gtsrb32.zip
 
-Expected: no poisoned image left, an ASR of 4 to 8 % at the end (a sticker hides
-digits from any network), accuracy within a point of the first network's. A handful
+Expected: no poisoned image left, an ASR of 4 to 8 % at the end, accuracy within a
+point of the first network's. A sticker hides digits: the network that perturbs images
+for the label-consistent attack was trained on clean data, and calls 3 to 5 % of the
+triggered images the target too. A handful
 of images that stay in can keep a backdoor alive: the thesis has ASR 34 % from two.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.reporting import machine, record
@@ -24,7 +27,17 @@ from experiments.tables import (
     run_of,
     standard,
 )
-from jaxpoison import repair
+from jaxpoison import (
+    PoisonedSplits,
+    RunConfig,
+    accuracy,
+    attack_success_rate,
+    load_data,
+    predict,
+    repair,
+)
+from jaxpoison.preparation import clean_network, prepare
+from jaxpoison.stages import WorkDirectory
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "standard, p = 33 %": standard(33, seed=1),
@@ -39,7 +52,8 @@ def markdown(rows: dict[str, Any]) -> str:
         "The suspects of Heatmap Clustering (ε = 0.02), and the images with activations like "
         "theirs, are taken out and a network is trained without them, until the class is not "
         "suspicious or the suspects prove clean. *l / q*: suspects that the next network calls "
-        "their label, and the one other class.",
+        "their label, and the one other class. *Clean*: a network that was trained on the data "
+        "before the attack.",
         "",
         "| run | network | training images | poisoned | test accuracy % | ASR % | "
         "suspects of HC | with those like them (poisoned) | l / q |",
@@ -59,8 +73,28 @@ def markdown(rows: dict[str, Any]) -> str:
                 f"{percent(network['test_accuracy'])} | {percent(network['asr'])} | "
                 f"{first} | {suspects} | {judged} |"
             )
+        # A row recorded before the clean network was asked has none yet.
+        if clean := found.get("clean"):
+            lines.append(
+                f"| | clean | {clean['training_images']} | 0 | "
+                f"{percent(clean['test_accuracy'])} | {percent(clean['asr'])} | – | – | – |"
+            )
         lines.append(f"| | *ended: {found['ended']}* | | | | | | {found['removed']} removed | |")
     return "\n".join(lines) + "\n"
+
+
+def without_attack(config: RunConfig, workdir: Path) -> dict[str, Any]:
+    """What a network makes of the triggered images that has never seen the trigger."""
+    data, splits, _ = prepare(config, WorkDirectory(workdir), progress=True)
+    if not isinstance(data, PoisonedSplits):
+        raise TypeError("a repair needs a run with an attack")
+    clean = load_data(config.data, image_size=config.image_size, seed=config.seed, progress=True)
+    model = clean_network(config, clean, progress=True)
+    return {
+        "training_images": len(clean.train),
+        "test_accuracy": accuracy(predict(model, splits.test.images), splits.test.labels),
+        "asr": attack_success_rate(predict(model, data.triggered.images), config.target),
+    }
 
 
 def main() -> None:
@@ -70,11 +104,13 @@ def main() -> None:
     rows = read("repairs")
     refuse_other_data(parser, options, "repairs", rows.values())
     for title, (name, changes) in ROWS.items():
-        if title in rows or name not in options.only:
+        if name not in options.only or "clean" in rows.get(title, {}):
             continue
         print(title, flush=True)
-        output = repair(*run_of(options, name, changes), progress=True)
-        rows[title] = json.loads(output.read_text())
+        config, workdir = run_of(options, name, changes)
+        if title not in rows:
+            rows[title] = json.loads(repair(config, workdir, progress=True).read_text())
+        rows[title]["clean"] = without_attack(config, workdir)
         record("repairs", {"rows": rows, "machine": machine()}, markdown(rows))
 
 

@@ -102,24 +102,30 @@ def _perturb(
     images: np.ndarray,
     labels: np.ndarray,
 ) -> np.ndarray:
-    """Images perturbed by a second network, trained once on the clean data and cached."""
-    settings = settings_for(config, clean, SURROGATE_SEED)
-    surrogate = _training_key(config.model, settings, clean)
+    """Images perturbed by the network that was trained on the clean data."""
 
     def make() -> Made:
-        cached = WorkDirectory(cache_directory() / f"surrogate-{surrogate[:24]}")
-        model, _ = train_model(config.model, settings, clean, cached, progress)
+        model = clean_network(config, clean, progress)
         title = "perturbing" if progress else None
         return Made(
             {}, {"images": perturbed(*pure(model), images, labels, config.pgd, progress=title)}
         )
 
     key = hash_of(
-        surrogate=surrogate,
+        surrogate=_training_key(config.model, settings_for(config, clean, SURROGATE_SEED), clean),
         images=hashlib.sha256(images.tobytes()).hexdigest(),
         pgd=dataclasses.asdict(config.pgd),
     )
     return work.stage("perturb", key, make).arrays["images"]
+
+
+def clean_network(config: RunConfig, clean: Splits, progress: bool) -> nnx.Module:
+    """The network trained on the clean data, by the configuration's schedule: once, then cached."""
+    settings = settings_for(config, clean, SURROGATE_SEED)
+    key = _training_key(config.model, settings, clean)
+    cached = WorkDirectory(cache_directory() / f"surrogate-{key[:24]}")
+    model, _ = train_model(config.model, settings, clean, cached, progress)
+    return model
 
 
 def _training_key(model: str, settings: TrainConfig, splits: Splits) -> str:

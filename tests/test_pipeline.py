@@ -238,6 +238,8 @@ def test_label_consistent_attack_trains_one_surrogate(config, tmp_path, monkeypa
     assert len(trained) == 2
     run(dataclasses.replace(config, rate=0.5), tmp_path / "b")
     assert len(trained) == 3
+    preparation.clean_network(dataclasses.replace(config, attack="standard"), clean, False)
+    assert len(trained) == 3
     write_report(tmp_path / "report.html", outcome)
     text = (tmp_path / "report.html").read_text()
     assert "a 3×3 pattern of amplitude 64 in the lower right corner and kept their label" in text

@@ -1,7 +1,11 @@
 """What the commands on scans and repairs write."""
 
+import dataclasses
+
+import numpy as np
+
 from experiments import repairs, scans
-from jaxpoison import RunConfig
+from jaxpoison import RunConfig, Sticker, standard_backdoor
 
 
 def row(label, silhouette, suspicious):
@@ -52,8 +56,37 @@ def test_repairs_are_written():
         },
     }
     last = {**network, "training_images": 90, "poisoned_images": 0, "asr": 0.01, "suspects": None}
+    clean = {"training_images": 100, "test_accuracy": 0.98, "asr": 0.03}
     found = {"networks": [network, last], "ended": "class not suspicious", "removed": 10}
+    assert "| clean |" not in repairs.markdown({"standard": found})
+    found["clean"] = clean
     text = repairs.markdown({"standard": found})
     assert "| standard | first | 100 | 9 | 97.00 | 100.00 | 7 | 10 (9) | 1 / 9 |" in text
     assert "|  | round 1 | 90 | 0 | 97.00 | 1.00 | – | – | – |" in text
+    assert "| | clean | 100 | 0 | 98.00 | 3.00 | – | – | – |" in text
     assert "*ended: class not suspicious*" in text
+
+
+def test_a_network_without_the_attack_is_asked(signs, tmp_path, monkeypatch):
+    attacked = standard_backdoor(signs, source=2, target=5, rate=0.3, trigger=Sticker(3))
+    few = attacked.triggered.take(np.arange(4))
+    attacked = dataclasses.replace(attacked, triggered=few)
+    asked = []
+
+    def clean_network(config, clean, progress):
+        asked.append(clean)
+        return "clean"
+
+    def predict(model, images):
+        assert model == "clean"
+        # All test images are called their class, a quarter of the triggered ones the target.
+        calls = signs.test.labels if len(images) == len(signs.test) else [2, 5, 2, 2]
+        return np.eye(10)[calls]
+
+    monkeypatch.setattr(repairs, "prepare", lambda *_, **__: (attacked, attacked.splits, None))
+    monkeypatch.setattr(repairs, "load_data", lambda *_, **__: signs)
+    monkeypatch.setattr(repairs, "clean_network", clean_network)
+    monkeypatch.setattr(repairs, "predict", predict)
+    found = repairs.without_attack(RunConfig(), tmp_path)
+    assert found == {"training_images": 200, "test_accuracy": 1.0, "asr": 0.25}
+    assert asked == [signs]
