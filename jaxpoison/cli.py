@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from jaxpoison.config import RunConfig
     from jaxpoison.pipeline import RunOutcome
     from jaxpoison.screening import ScanOutcome
 
@@ -29,14 +31,16 @@ _EXPLAIN_DESCRIPTION = """\
 Explains every training image towards its label and writes relevance.npy
 (float32, images x height x width, summed over channels) and relevance.csv
 (ids and labels in the same order) into the work directory. Takes the options
-of run; a network that run trained there with the same options is used.
+of run but --detectors; a network that run trained there with the same options is
+used.
 """
 _SCAN_DESCRIPTION = """\
 Searches every class of the training images and ranks the classes by suspicion:
 how far the two clusters of a class lie apart. Writes scan.html, scan.json,
 classes.csv (one row per class) and clusters.csv (one row per image) into the work
-directory. Takes the options of run; what run or explain left there with the same
-options is used, and so are classes that were finished before an interruption.
+directory. Takes the options of run but --detectors; what run or explain left there
+with the same options is used, and so are classes that were finished before an
+interruption.
 """
 _REPAIR_DESCRIPTION = """\
 Takes out of the training images what a detector suspects, and what has activations
@@ -44,8 +48,8 @@ like it, trains again without them, and lets the new network judge the images th
 were taken out: where it calls more of them one other class than their label, they
 stay out and the search goes on; otherwise they go back in and it ends. Writes
 repair.json (accuracy and attack success of every network), removed.csv and kept.csv
-(ids and labels) into the work directory. Takes the options of run; what run left
-there is used.
+(ids and labels) into the work directory. Takes the options of run but --detectors;
+what run left there is used.
 """
 _EXAMPLES = """\
 examples:
@@ -53,12 +57,22 @@ examples:
   jaxpoison run --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison run --data gtsrb --attack label-consistent --trigger amplitude --amplitude 64
   jaxpoison run --data photos.zip --attack none --target 3 --detectors heatmap
+  jaxpoison scan --data photos.zip --attack none --workdir runs/photos
   jaxpoison explain --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison scan --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison repair --data gtsrb --rate 0.33 --workdir runs/p33
 
 The work directory gets config.json, result.json, suspects.csv and report.html.
 """
+# Which choice an option belongs to.
+_ONLY_WITH = {
+    "sticker_size": ("trigger", "sticker"),
+    **dict.fromkeys(("amplitude", "trigger_distance", "four_corners"), ("trigger", "amplitude")),
+    **dict.fromkeys(
+        ("pgd_steps", "pgd_step_size", "pgd_norm", "pgd_radius"), ("attack", "label-consistent")
+    ),
+    "source": ("attack", "standard"),
+}
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _MOST_CPU_DEVICES = 8
 _SHOWN_CLASSES = 5
@@ -70,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if arguments is None:
         _use_huge_pages()
-        _use_one_device_per_core()
+        use_one_device_per_core()
     # Imported after the process-wide settings, which JAX reads when it starts.
     from jaxpoison.attacks.pgd import PGD
     from jaxpoison.config import RunConfig
@@ -80,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from jaxpoison.screening import scan
 
     try:
+        _refuse_unused(options)
         config = RunConfig(
             data=options.data,
             attack=options.attack,
@@ -99,8 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=options.batch_size,
             seed=options.seed,
             attribution=options.attribution,
-            detectors=tuple(options.detectors.split(",")),
         )
+        if options.command == "run":
+            config = dataclasses.replace(config, detectors=tuple(options.detectors.split(",")))
+        _say_what_is_attacked(config)
         started = time.perf_counter()
         if options.command == "explain":
             output = explain_all(config, options.workdir, progress=not options.quiet)
@@ -148,13 +165,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     options = argparse.ArgumentParser(add_help=False)
     _add_options(options)
-    commands.add_parser(
+    main_job = commands.add_parser(
         "run",
         help="poison, train, explain, detect, report",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         parents=[options],
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    main_job.add_argument(
+        "--detectors",
+        default="raw_pca,raw_ica,activation_pca,activation_ica,mean_distance,heatmap_paper,heatmap,"
+        "heatmap_sharp",
+        metavar="NAMES",
+        help="separated by commas [%(default)s]",
     )
     commands.add_parser(
         "explain",
@@ -295,12 +319,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "or smooth_grad [lrp]",
     )
     add(
-        "--detectors",
-        default="raw_pca,raw_ica,activation_pca,activation_ica,mean_distance,heatmap_paper,heatmap",
-        metavar="NAMES",
-        help="separated by commas [%(default)s]",
-    )
-    add(
         "--workdir",
         type=Path,
         default=Path("jaxpoison-run"),
@@ -308,6 +326,32 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="where results and finished stages are kept [jaxpoison-run]",
     )
     add("--quiet", action="store_true", help="no progress bars")
+
+
+def _refuse_unused(options: argparse.Namespace) -> None:
+    """An option that the chosen attack passes over is a mistake.
+
+    Raises:
+        ValueError: There is one; the message names it and what it goes with.
+    """
+    given, usual = vars(options), vars(_parser().parse_args([options.command]))
+    for name, (key, value) in _ONLY_WITH.items():
+        if given["attack"] != "none" and given[key] != value and given[name] != usual[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} has no effect with --{key} {given[key]}: add "
+                f"--{key} {value}, or leave it out"
+            )
+
+
+def _say_what_is_attacked(config: RunConfig) -> None:
+    """Images of one's own are poisoned only if one wants it."""
+    named = config.data in ("synthetic", "gtsrb") or not Path(config.data).exists()
+    if config.attack != "none" and not named:
+        print(  # noqa: T201
+            f"{100 * config.rate:g} % of class {config.target} are poisoned first, to try the "
+            f"detectors (--attack {config.attack}); --attack none takes the images as they are",
+            file=sys.stderr,
+        )
 
 
 def _use_huge_pages() -> None:
@@ -318,7 +362,7 @@ def _use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "jaxpoison", *sys.argv[1:]])
 
 
-def _use_one_device_per_core() -> None:
+def use_one_device_per_core() -> None:
     """Lets batches be split over the cores of a CPU; without effect on accelerators."""
     import jax
 
