@@ -160,15 +160,18 @@ def test_all_other_test_images_get_the_full_trigger(clean):
 
 
 def test_impossible_attacks_are_refused(clean):
+    def never(*_):
+        raise AssertionError("what cannot be attacked was perturbed first")
+
     for change, message in (
         ({"rate": 33}, "fractions of 1, not percent"),
         ({"rate": 0.001}, "poisons no image of class 2: it has 30 training images"),
         ({"target": 3}, "target must be a class from 0 to 2.*found 3"),
+        ({"trigger": Sticker(12)}, "sticker size must be at most 10"),
+        ({"test_trigger": AmplitudePattern(distance=31)}, "the pattern does not fit"),
     ):
         with pytest.raises(ValueError, match=message):
-            label_consistent_backdoor(
-                clean, lambda images, _: images, **{"target": 2, "rate": 0.3, **change}
-            )
+            label_consistent_backdoor(clean, never, **{"target": 2, "rate": 0.3, **change})
     for change, message in (
         ({"norm": "l1"}, "PGD norm must be one of l2, linf; found 'l1'"),
         ({"steps": 0}, "PGD steps must be at least 1"),

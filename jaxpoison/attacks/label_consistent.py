@@ -45,7 +45,8 @@ def label_consistent_backdoor(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: The class or the rate is out of range, or no image would be poisoned.
+        ValueError: The class or the rate is out of range, no image would be poisoned, or
+            the trigger does not fit into the images.
     """
     target = check_class("target", target, clean.train.num_classes)
     rate = check_fraction("rate", rate)
@@ -58,6 +59,8 @@ def label_consistent_backdoor(
             f"rate {rate} poisons no image of class {target}: it has "
             f"{int((clean.train.labels == target).sum())} training images; raise the rate"
         )
+    for mark in (trigger, test_trigger or trigger):
+        mark(clean.train.images[:1], np.random.default_rng(0))  # One that does not fit says so now.
     images = np.concatenate([p.images[c] for p, c in zip(parts, chosen, strict=True)])
     spoilt = perturb(images, np.full(len(images), target, np.int32))
     train, validation = (
