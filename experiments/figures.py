@@ -17,9 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import table4
-from experiments.tables import command, one_device_per_core, outcome_of, read, standard
+from experiments.tables import command, outcome_of, read, standard
 from jaxpoison import AmplitudePattern, Dataset, Sticker, load_data
 from jaxpoison._sampling import evenly
+from jaxpoison.cli import use_one_device_per_core
 from jaxpoison.report.figures import examples
 
 SOURCE, TARGET, SHOWN = 2, 5, 4
@@ -109,7 +110,7 @@ def main() -> None:
     wanted = options.only.split(",")
     if unknown := set(wanted) - set("123456"):
         parser.error(f"figures are 1 to 6, found {', '.join(sorted(unknown))}")
-    one_device_per_core()
+    use_one_device_per_core()
     found: dict[str, Figure] = {}
     if set(wanted) & set("125"):
         data = load_data(options.data, progress=True).train

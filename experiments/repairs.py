@@ -19,7 +19,6 @@ from typing import Any
 from experiments.benchmarks.reporting import machine, record
 from experiments.tables import (
     command,
-    one_device_per_core,
     parsed,
     percent,
     read,
@@ -36,6 +35,7 @@ from jaxpoison import (
     predict,
     repair,
 )
+from jaxpoison.cli import use_one_device_per_core
 from jaxpoison.preparation import clean_network, prepare
 from jaxpoison.stages import WorkDirectory
 
@@ -100,7 +100,7 @@ def without_attack(config: RunConfig, workdir: Path) -> dict[str, Any]:
 def main() -> None:
     parser = command(__doc__)
     options = parsed(parser, (name for name, _ in ROWS.values()))
-    one_device_per_core()
+    use_one_device_per_core()
     rows = read("repairs")
     refuse_other_data(parser, options, "repairs", rows.values())
     for title, (name, changes) in ROWS.items():

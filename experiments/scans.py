@@ -17,7 +17,6 @@ from typing import Any
 from experiments.benchmarks.reporting import machine, record
 from experiments.tables import (
     command,
-    one_device_per_core,
     parsed,
     percent,
     read,
@@ -26,6 +25,7 @@ from experiments.tables import (
     standard,
 )
 from jaxpoison import scan
+from jaxpoison.cli import use_one_device_per_core
 from jaxpoison.preparation import SURROGATE_SEED
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -92,7 +92,7 @@ def markdown(rows: dict[str, Any]) -> str:
 def main() -> None:
     parser = command(__doc__)
     options = parsed(parser, (name for name, _ in ROWS.values()))
-    one_device_per_core()
+    use_one_device_per_core()
     rows = read("scans")
     recorded = (found for scans in rows.values() for found in scans.values())
     refuse_other_data(parser, options, "scans", recorded)

@@ -38,11 +38,14 @@ class Summary(Table):
             rows = [row for row in self.rows if row.title.startswith(f"p = {share} %")]
             found = [recorded[row.name] for row in rows if row.name in recorded]
             for k, name in enumerate(self.detectors if found else ()):
-                rates = [[100 * run["detectors"][name][r] for r in RATES] for run in found]
+                having = [run["detectors"][name] for run in found if name in run["detectors"]]
+                if not having:
+                    continue
+                rates = [[100 * run[r] for r in RATES] for run in having]
                 ours = [
                     f"{m:.2f} ± {s:.2f}"
                     for m, s in zip(
-                        np.mean(rates, 0), np.std(rates, 0, ddof=len(found) > 1), strict=True
+                        np.mean(rates, 0), np.std(rates, 0, ddof=len(having) > 1), strict=True
                     )
                 ]
                 rival = printed[RIVALS[name]]
@@ -50,8 +53,9 @@ class Summary(Table):
                 doubt = RIVALS[name] == "ac" and share == 33
                 doubts += [share] if doubt and share not in doubts else []
                 head = f"p = {share} % | {len(found)}" if k == 0 else " |"
+                few = "" if len(having) == len(found) else f" ({len(having)} runs)"
                 lines.append(
-                    f"| {head} | {NAMES[name]} | {' / '.join(ours)} | "
+                    f"| {head} | {NAMES[name]}{few} | {' / '.join(ours)} | "
                     f"{' / '.join(theirs)}{' †' if doubt else ''} |"
                 )
         if doubts:

@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 from experiments import table1, table2, table4, table5
 from experiments.benchmarks.reporting import RESULTS, machine, record, versions
 from experiments.figures import pictures
-from experiments.tables import command, one_device_per_core, outcome_of, percent
+from experiments.tables import command, outcome_of, percent
 from jaxpoison import (
     AmplitudePattern,
     EntropicGW,
@@ -50,6 +50,7 @@ from jaxpoison import (
     quantised,
 )
 from jaxpoison._sampling import evenly
+from jaxpoison.cli import use_one_device_per_core
 
 ROWS = {row.name: row for t in (table1, table2, table4, table5) for row in t.TABLE.rows}
 ROUNDS, SIZE, NEIGHBORS, COMPARED = 15, 10, 5, 400
@@ -234,7 +235,7 @@ def main() -> None:
     if options.row not in ROWS:
         parser.error(f"no row is called {options.row}; there are {', '.join(ROWS)}")
     row = ROWS[options.row]
-    one_device_per_core()
+    use_one_device_per_core()
     outcome = outcome_of(options, row.name, row.options)
     if outcome.poisoned is None:
         raise RuntimeError("the run has no poisoned images")

@@ -14,9 +14,9 @@ TABLES = {name: importlib.import_module(f"experiments.{name}").TABLE for name in
 
 
 def found(acc, config):
-    rates = {"acc": acc, "tpr": 0.9, "tnr": 0.8}
+    rates = {"acc": acc, "tpr": 0.9, "tnr": 0.8, "converged": True}
     detectors = ("raw_pca", "raw_ica", "activation_pca", "activation_ica")
-    heatmaps = ("mean_distance", "heatmap_paper", "heatmap")
+    heatmaps = ("mean_distance", "heatmap_paper", "heatmap", "heatmap_sharp")
     return {
         "config": config,
         "model": {"test_accuracy": 0.97},
@@ -65,6 +65,19 @@ def test_figures_stand_beside_the_papers():
     ].markdown({TABLES["table3"].rows[0].name: found(0.5, {})})
 
 
+def test_what_a_reader_must_know_of_a_row_is_marked():
+    table = TABLES["table2"]
+    rows = {row.name: found(0.5, {}) for row in table.rows[:2]}
+    first, second = rows.values()
+    first["detectors"]["heatmap"] = {**first["detectors"]["heatmap"], "converged": False}
+    del second["detectors"]["heatmap_sharp"]
+    text = table.markdown(rows)
+    assert "| HC, ε = 0.02 | 50.00 / 90.00 / 80.00 ‡ | 99.58" in text
+    assert text.count("‡") == 2
+    assert "Recorded without HC, ε = 0.005, quick: p = 15 %." in text
+    assert text.count("| HC, ε = 0.005, quick |") == 1
+
+
 def test_runs_are_summed_up():
     table = TABLES["table5"]
     names = [row.name for row in table.rows if row.title.startswith("p = 33 %")][:3]
@@ -73,6 +86,11 @@ def test_runs_are_summed_up():
     assert "| p = 33 % | 3 | AC, PCA | 97.00 ± 1.00 / 90.00 ± 0.00 / 80.00 ± 0.00 | " in text
     assert "90.36 ± 6.81 / 94.41 ± 2.98 / 87.16 ± 9.96 † |" in text
     assert "p = 15 %" not in text
+    rows = {name: found(acc, {}) for name, acc in accs.items()}
+    del rows[names[2]]["detectors"]["heatmap_sharp"]
+    text = table.markdown(rows)
+    assert "| HC, ε = 0.005, quick (2 runs) | 96.50 ± 0.71 / 90.00" in text
+    assert "| HC, ε = 0.02 | 97.00 ± 1.00" in text
 
 
 def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
@@ -90,7 +108,7 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(tables, "run", run)
     # Devices were chosen when the tests began.
-    monkeypatch.setattr(tables.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(tables, "use_one_device_per_core", lambda: None)
     first, second = (row.name for row in TABLES["table1"].rows[:2])
 
     def command(*arguments, table="table1"):
@@ -115,6 +133,18 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     command("--only", second, "--again")
     assert not stage.exists()
     made.pop()
+    # A detector that came later is added where the network still is.
+    (tmp_path / f"{first}-fast" / "stages" / "train").mkdir(parents=True)
+    path = tmp_path / "table1" / "result.json"
+    record = json.loads(path.read_text())
+    for row in record["rows"].values():
+        del row["detectors"]["heatmap_sharp"]
+    path.write_text(json.dumps(record))
+    command("--only", f"{first},{second}")
+    assert made[3:] == [(0.33, f"{first}-fast")]
+    made.pop()
+    rows = json.loads(path.read_text())["rows"]
+    assert ["heatmap_sharp" in rows[name]["detectors"] for name in (first, second)] == [True, False]
     # Table 5 has the same run among its own.
     command("--only", first, table="table5")
     assert len(made) == 3

@@ -75,7 +75,7 @@ def test_a_row_is_recorded_with_its_picture(heatmaps, monkeypatch, tmp_path, cap
     monkeypatch.setattr(two_clusters, "EPSILONS", {0.1: "heatmap_paper"})
     monkeypatch.setattr(two_clusters, "ROUNDS", 1)
     # Devices were chosen when the tests began.
-    monkeypatch.setattr(two_clusters, "one_device_per_core", lambda: None)
+    monkeypatch.setattr(two_clusters, "use_one_device_per_core", lambda: None)
     rates = {"acc": 0.75, "tpr": 0.5, "tnr": 0.8, "notes": {"inertia": 12.5}}
     truth = np.arange(19) < 3
 

@@ -1,11 +1,12 @@
 """What every benchmark records: the machine, the versions, a JSON and a Markdown file."""
 
-import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from jaxpoison._files import write_json, write_text
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -40,6 +41,7 @@ def record(name: str, result: dict[str, Any], markdown: str) -> None:
     """Writes ``results/<name>/result.json`` and ``result.md``."""
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    (folder / "result.md").write_text(markdown)
+    # Renamed when complete: a record that an interruption cut would take all rows with it.
+    write_json(folder / "result.json", result)
+    write_text(folder / "result.md", markdown)
     print(markdown)
