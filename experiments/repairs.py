@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.reporting import machine, record
+from experiments.benchmarks.reporting import machine, record, versions
 from experiments.tables import (
     command,
     parsed,
@@ -110,8 +110,9 @@ def main() -> None:
         config, workdir = run_of(options, name, changes)
         if title not in rows:
             rows[title] = json.loads(repair(config, workdir, progress=True).read_text())
+            rows[title] |= {"machine": machine(), "versions": versions("jax", "flax", "optax")}
         rows[title]["clean"] = without_attack(config, workdir)
-        record("repairs", {"rows": rows, "machine": machine()}, markdown(rows))
+        record("repairs", {"rows": rows}, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ another network and starts the detectors anew.
 
     python -m experiments.table5 --data gtsrb32.zip
 
-Expected: HC 99.8 with a spread of 0.2, AC 85 to 90 with one of 7 to 11. A row takes
+The paper: HC 99.8 with a spread of 0.2, AC 85 to 90 with one of 7 to 11. Expected: HC
+98 to 99.9, AC above 98. A row takes
 fifteen to twenty-five minutes on two CPU cores, nearly all of it training.
 """
 

@@ -4,7 +4,8 @@ How few images make a backdoor: from two images on (0.125 %).
 
     python -m experiments.thesis_rates --data gtsrb32.zip
 
-Expected: ASR 34 at 0.125 %, 100 from 0.5 % on. A row takes fifteen to twenty-five
+The thesis: ASR 34 at 0.125 %, 100 from 0.5 % on. After two epochs ours is 34 at 2 %
+and 95 at 5 %. A row takes fifteen to twenty-five
 minutes on two CPU cores, nearly all of it training.
 """
 
@@ -22,7 +23,7 @@ TABLE = Table(
             )
             for printed in PRINTED["thesis_asr_by_rate_s3"]
         ),
-        *(Row(*standard(p), f"p = {p} %") for p in (10, 15, 33)),
+        *(Row(*standard(p), f"p = {p} %") for p in (2, 10, 15, 33)),
     ],
 )
 

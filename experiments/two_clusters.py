@@ -41,6 +41,7 @@ from jaxpoison import (
     MeanDistanceClustering,
     MeasureSpaces,
     RunConfig,
+    SmallSpaces,
     barycenters,
     debiased_distances,
     detection_rates,
@@ -51,10 +52,12 @@ from jaxpoison import (
 )
 from jaxpoison._sampling import evenly
 from jaxpoison.cli import use_one_device_per_core
+from jaxpoison.detectors.named import DETECTORS
+from jaxpoison.spaces import Spaces
 
 ROWS = {row.name: row for t in (table1, table2, table4, table5) for row in t.TABLE.rows}
-ROUNDS, SIZE, NEIGHBORS, COMPARED = 15, 10, 5, 400
-EPSILONS = {0.1: "heatmap_paper", 0.02: "heatmap"}
+NAMES = ("heatmap_paper", "heatmap", "heatmap_sharp")
+ROUNDS, SIZE, NEIGHBORS, COMPARED = 15, 10, 5, 250
 SHOWN = 12
 
 
@@ -62,7 +65,7 @@ def smaller(labels: np.ndarray) -> np.ndarray:
     return labels == np.bincount(labels, minlength=2).argmin()
 
 
-def drift(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> list[dict[str, Any]]:
+def drift(spaces: Spaces, truth: np.ndarray, epsilon: float) -> list[dict[str, Any]]:
     """Rates after every round of k-means from one start, until no label changes or 15 rounds."""
     solver = EntropicGW(epsilon)
     found = gw_kmeans(spaces, solver=solver, max_rounds=1)
@@ -76,11 +79,14 @@ def drift(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> list[dict
     return course
 
 
-def oracle(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> dict[str, Any]:
+def oracle(spaces: Spaces, truth: np.ndarray, epsilon: float) -> dict[str, Any]:
     """Barycentres of the true groups, and the split that is nearest to them."""
     solver = EntropicGW(epsilon)
     first = np.array([np.flatnonzero(~truth)[0], np.flatnonzero(truth)[0]])
-    start = jnp.asarray(quantised(spaces.take(first), SIZE).distances)
+    few = spaces.take(first)
+    start = jnp.asarray(
+        few.distances if isinstance(few, SmallSpaces) else quantised(few, SIZE).distances
+    )
     labels = jnp.asarray(truth.astype(np.int32))
     centers, _ = barycenters(spaces, labels, jnp.ones(len(truth)), start, solver)
     distances = np.asarray(distances_to_centers(spaces, centers, solver).values)
@@ -89,8 +95,23 @@ def oracle(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> dict[str
         # Of the true groups, and after the one assignment that k-means would make next.
         "inertia_of_truth": float(distances[np.arange(len(truth)), truth.astype(int)].sum()),
         "inertia": float(distances.min(1).sum()),
+        # Standard deviation of the entries, of clean and poisoned; about 0: constant.
+        "center_spreads": np.asarray(centers.distances).std((1, 2)).tolist(),
         **vars(detection_rates(nearest == 1, truth)),
     }
+
+
+def constant_from(heatmaps: MeasureSpaces) -> float:
+    """The epsilon from which on a constant barycentre of the heatmaps attracts.
+
+    Four times the variance, over its mass, of the mean distance that a point of a heatmap
+    sees, meaned over heatmaps: to first order, where the iteration leaves a constant start.
+    """
+    small = quantised(heatmaps, SIZE)
+    distances, weights = np.asarray(small.distances), np.asarray(small.weights)
+    seen = np.einsum("nij,nj->ni", distances, weights)
+    mean = (seen * weights).sum(1, keepdims=True)
+    return float(4 * ((seen - mean) ** 2 * weights).sum(1).mean())
 
 
 def of_detector(result: dict[str, Any], name: str) -> dict[str, float]:
@@ -145,19 +166,30 @@ def neighborhoods(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> d
 def analysed(heatmaps: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Everything about the heatmaps of one class."""
     spaces = measure_spaces(heatmaps)
+    parts = []
+    for name in NAMES:
+        detector = DETECTORS[name][1](0)
+        clustered = spaces if detector.mode == "exact" else quantised(spaces, SIZE)
+        parts.append(
+            {
+                "detector": name,
+                "epsilon": detector.epsilon,
+                "mode": detector.mode,
+                "drift": drift(clustered, truth, detector.epsilon),
+                "oracle": oracle(clustered, truth, detector.epsilon),
+                "neighborhoods": neighborhoods(spaces, truth, detector.epsilon),
+            }
+        )
+    groups = {"clean": ~truth, "poisoned": truth}
     return {
         "images": len(truth),
         "poisoned": int(truth.sum()),
         "numbers": numbers(spaces, heatmaps, truth),
-        "epsilons": [
-            {
-                "epsilon": epsilon,
-                "drift": drift(spaces, truth, epsilon),
-                "oracle": oracle(spaces, truth, epsilon),
-                "neighborhoods": neighborhoods(spaces, truth, epsilon),
-            }
-            for epsilon in EPSILONS
-        ],
+        "constant_from": {
+            name: constant_from(spaces.take(np.flatnonzero(group)))
+            for name, group in groups.items()
+        },
+        "settings": parts,
     }
 
 
@@ -193,15 +225,18 @@ def markdown(title: str, found: dict[str, Any]) -> str:
         + ".",
         "",
         *(on_pattern(found["pattern"]) if "pattern" in found else ()),
-        "![Heatmaps of poisoned and clean images, and of those that HC calls poisoned at ε = 0.02]"
+        "A constant barycentre attracts, to first order, from ε = "
+        + " and ".join(f"{least:.4f} ({name})" for name, least in found["constant_from"].items())
+        + " on.",
+        "",
+        "![Heatmaps of poisoned and clean images, and of those that HC calls poisoned]"
         "(heatmaps.png)",
     ]
-    for part in found["epsilons"]:
-        best, near = part["oracle"], part["neighborhoods"]
-        ends = part["detector"]
+    for part in found["settings"]:
+        best, near, ends = part["oracle"], part["neighborhoods"], part["found"]
         lines += [
             "",
-            f"## ε = {part['epsilon']}",
+            f"## ε = {part['epsilon']}, {part['mode']}",
             "",
             "| one start, round | inertia | ACC % | TPR % | TNR % |",
             "|---:|---:|---:|---:|---:|",
@@ -217,7 +252,9 @@ def markdown(title: str, found: dict[str, Any]) -> str:
             f"From the barycentres of the true groups: inertia {best['inertia_of_truth']:.3f} with "
             f"the true labels, {best['inertia']:.3f} with the nearest centre, which calls "
             f"{percent(best['acc'])} % rightly (TPR {percent(best['tpr'])}, TNR "
-            f"{percent(best['tnr'])}).",
+            f"{percent(best['tnr'])}). Their entries spread by "
+            f"{best['center_spreads'][0]:.3f} (clean) and {best['center_spreads'][1]:.3f} "
+            "(poisoned); 0 is constant.",
             "",
             f"Among the {NEIGHBORS} nearest neighbours of a poisoned heatmap "
             f"{percent(near['poisoned_among_neighbors_of_poisoned'])} % are poisoned, of a clean "
@@ -231,10 +268,15 @@ def main() -> None:
     parser = command(__doc__)
     add = parser.add_argument
     add("--row", default="standard-s3-p2-seed0", help="the run [%(default)s]", metavar="ROW")
+    add("--again", action="store_true", help="replace what is recorded")
     options = parser.parse_args()
     if options.row not in ROWS:
         parser.error(f"no row is called {options.row}; there are {', '.join(ROWS)}")
     row = ROWS[options.row]
+    name = f"two_clusters/{row.name}"
+    if (RESULTS / name).is_dir() and not options.again:
+        print(f"{RESULTS / name} is there; --again makes it anew")
+        return
     use_one_device_per_core()
     outcome = outcome_of(options, row.name, row.options)
     if outcome.poisoned is None:
@@ -246,16 +288,16 @@ def main() -> None:
     if config.trigger == "amplitude":
         pattern = AmplitudePattern(config.amplitude, config.trigger_distance)
         found["pattern"] = at_pattern(measure_spaces(heatmaps), outcome.poisoned, pattern)
-    for part in found["epsilons"]:
-        part["detector"] = of_detector(outcome.result, EPSILONS[part["epsilon"]])
+    for part in found["settings"]:
+        part["found"] = of_detector(outcome.result, part["detector"])
     result = {"config": outcome.result["config"], **found}
     result |= {"machine": machine(), "versions": versions("jax")}
-    name = f"two_clusters/{row.name}"
     record(name, result, markdown(f"{config.attack}, {row.title}", found))
     groups = {
         "poisoned": outcome.poisoned,
         "clean": ~outcome.poisoned,
-        "called poisoned": outcome.detections["heatmap"].suspects,
+        "called at 0.02": outcome.detections["heatmap"].suspects,
+        "called at 0.005": outcome.detections["heatmap_sharp"].suspects,
     }
     picture(heatmaps, groups).savefig(RESULTS / name / "heatmaps.png", dpi=80)
 

@@ -3,20 +3,21 @@
 import json
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import two_clusters
-from jaxpoison import AmplitudePattern, measure_spaces
+from jaxpoison import AmplitudePattern, EntropicGW, barycenters, measure_spaces, quantised
 
 
 def test_few_poisoned_heatmaps_are_analysed(heatmaps, monkeypatch):
-    monkeypatch.setattr(two_clusters, "EPSILONS", {0.1: "heatmap_paper"})
+    monkeypatch.setattr(two_clusters, "NAMES", ("heatmap_paper",))
     monkeypatch.setattr(two_clusters, "ROUNDS", 4)
     truth = np.arange(19) < 3
     found = two_clusters.analysed(heatmaps[13:], truth)
     assert (found["images"], found["poisoned"]) == (19, 3)
-    (part,) = found["epsilons"]
+    (part,) = found["settings"]
     best = part["oracle"]
     # The nearest centre is never farther than the true one.
     assert best["inertia"] <= best["inertia_of_truth"] + 1e-5
@@ -27,7 +28,7 @@ def test_few_poisoned_heatmaps_are_analysed(heatmaps, monkeypatch):
     # A bright spot makes the largest weight large, and the mean distance differ.
     assert found["numbers"]["largest weight"] > 0.9
     detected = {"acc": 0.75, "tpr": 0.5, "tnr": 0.8, "notes": {"inertia": 12.5}, "seconds": 1.0}
-    part["detector"] = two_clusters.of_detector(
+    part["found"] = two_clusters.of_detector(
         {"detectors": {"heatmap_paper": detected}}, "heatmap_paper"
     )
     text = two_clusters.markdown("few", {**found, "success": 0.34})
@@ -72,7 +73,7 @@ def test_weight_on_the_pattern_is_told():
 def test_a_row_is_recorded_with_its_picture(heatmaps, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("experiments.benchmarks.reporting.RESULTS", tmp_path)
     monkeypatch.setattr(two_clusters, "RESULTS", tmp_path)
-    monkeypatch.setattr(two_clusters, "EPSILONS", {0.1: "heatmap_paper"})
+    monkeypatch.setattr(two_clusters, "NAMES", ("heatmap_paper",))
     monkeypatch.setattr(two_clusters, "ROUNDS", 1)
     # Devices were chosen when the tests began.
     monkeypatch.setattr(two_clusters, "use_one_device_per_core", lambda: None)
@@ -85,7 +86,7 @@ def test_a_row_is_recorded_with_its_picture(heatmaps, monkeypatch, tmp_path, cap
         return SimpleNamespace(
             poisoned=truth,
             relevance=heatmaps[13:, ..., None],
-            detections={"heatmap": SimpleNamespace(suspects=truth)},
+            detections=dict.fromkeys(("heatmap", "heatmap_sharp"), SimpleNamespace(suspects=truth)),
             result={
                 "config": {},
                 "attack": {"asr": 0.1, "masr": 0.36},
@@ -104,7 +105,26 @@ def test_a_row_is_recorded_with_its_picture(heatmaps, monkeypatch, tmp_path, cap
     assert "succeeds at 36.00 %" in text
     assert "The pattern's nine pixels hold" in text
     assert json.loads((folder / "result.json").read_text())["poisoned"] == 3
+    # What is recorded is left as it is, unless one wants it anew.
+    two_clusters.main()
+    assert f"{folder} is there; --again makes it anew" in capsys.readouterr().out
+    assert (folder / "result.md").read_text() == text
     monkeypatch.setattr("sys.argv", [*command, "none"])
     with pytest.raises(SystemExit):
         two_clusters.main()
     assert "no row is called none; there are standard-s3-p33-seed0," in capsys.readouterr().err
+
+
+def test_the_critical_epsilon_is_where_a_constant_center_begins_to_attract(heatmaps):
+    spaces = measure_spaces(heatmaps[:16])
+    critical = two_clusters.constant_from(spaces)
+    small = quantised(spaces, 10)
+    nearly = 0.5 + 1e-2 * np.random.default_rng(0).standard_normal((1, 10, 10)).astype(np.float32)
+    start = jnp.asarray((nearly + nearly.transpose(0, 2, 1)) / 2)
+
+    def spread(epsilon):
+        center, _ = barycenters(small, jnp.zeros(16, int), jnp.ones(16), start, EntropicGW(epsilon))
+        return float(np.asarray(center.distances).std())
+
+    assert spread(2 * critical) < 1e-3
+    assert spread(critical / 2) > 1e-2
