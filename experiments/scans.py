@@ -8,8 +8,8 @@ class is suspicious were fixed on the first.
 
 Expected: class 5 comes first where it is attacked. Activation Clustering and the
 cascade call it alone, and none in the clean network; Heatmap Clustering on all classes
-calls class 21 too, at 15 % and in the clean network. A row takes about fifteen minutes on two CPU cores
-after its training.
+calls class 21 too, at 15 % and in the clean network. A row takes about fifteen minutes
+on two CPU cores after its training.
 """
 
 import resource

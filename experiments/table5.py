@@ -54,7 +54,7 @@ class Summary(Table):
                 doubt = RIVALS[name] == "ac" and share == 33
                 doubts += [share] if doubt and share not in doubts else []
                 head = f"p = {share} % | {len(found)}" if k == 0 else " |"
-                few = "" if len(having) == len(found) else f" ({len(having)} runs)"
+                few = "" if len(having) == len(found) else f" (runs with it: {len(having)})"
                 lines.append(
                     f"| {head} | {NAMES[name]}{few} | {' / '.join(ours)} | "
                     f"{' / '.join(theirs)}{' †' if doubt else ''} |"

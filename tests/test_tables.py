@@ -89,7 +89,7 @@ def test_runs_are_summed_up():
     rows = {name: found(acc, {}) for name, acc in accs.items()}
     del rows[names[2]]["detectors"]["heatmap_sharp"]
     text = table.markdown(rows)
-    assert "| HC, ε = 0.005, quick (2 runs) | 96.50 ± 0.71 / 90.00" in text
+    assert "| HC, ε = 0.005, quick (runs with it: 2) | 96.50 ± 0.71 / 90.00" in text
     assert "| HC, ε = 0.02 | 97.00 ± 1.00" in text
 
 
