@@ -38,10 +38,10 @@ def test_finds_the_poisoned_images_of_a_real_class(subset, tmp_path, capsys):
         assert name in printed
     assert result["model"]["test_accuracy"] > 0.8
     assert result["attack"]["asr"] > 0.9
-    for name in ("heatmap", "heatmap_paper"):
+    for name in ("heatmap", "heatmap_paper", "heatmap_sharp"):
         heatmap = result["detectors"][name]
         assert heatmap["acc"] > 0.9
         assert heatmap["tpr"] > 0.9
         assert heatmap["acc"] > result["detectors"]["raw_pca"]["acc"]
     assert (tmp_path / "report.html").stat().st_size > 100_000
-    assert np.loadtxt(tmp_path / "suspects.csv", str, delimiter=",").shape[1] == 16
+    assert np.loadtxt(tmp_path / "suspects.csv", str, delimiter=",").shape[1] == 18

@@ -258,12 +258,15 @@ def test_both_settings_of_heatmap_clustering(config, tmp_path, monkeypatch):
         return dataclasses.replace(found, relevance=np.maximum(found.relevance, 0) ** 2)
 
     monkeypatch.setattr(pipeline, "explain", sharper)
-    names = ("mean_distance", "heatmap_paper", "heatmap")
+    names = ("mean_distance", "heatmap_paper", "heatmap", "heatmap_sharp")
     outcome = run(dataclasses.replace(config, detectors=names), tmp_path)
     notes = {name: found.notes for name, found in outcome.detections.items()}
-    assert (notes["heatmap_paper"]["epsilon"], notes["heatmap"]["epsilon"]) == (0.1, 0.02)
+    assert [notes[name]["epsilon"] for name in names[1:]] == [0.1, 0.02, 0.005]
     assert notes["heatmap_paper"]["coupling_information_nats"] < 1e-4
     assert notes["heatmap"]["coupling_information_nats"] > 0.05
+    # Quantised to ten points, both centres have a structure.
+    assert notes["heatmap_sharp"]["coupling_information_nats"] > 0.2
+    assert outcome.result["detectors"]["heatmap_sharp"]["suspicious"] is None
     # Without geometry, one number per image is left of the heatmaps; from other seeds
     # two-means may end an image or two elsewhere.
     same = outcome.detections["mean_distance"].labels == outcome.detections["heatmap_paper"].labels
