@@ -120,7 +120,8 @@ class Table:
                     f"| {' | '.join(cells)} | {NAMES[name]} | {' / '.join(ours)}{ended} | "
                     f"{'–' if theirs is None else beside(theirs)}{doubted} |"
                 )
-        lines += ["", *(f"† {row.title}: {row.doubt}." for row in shown if row.doubt)]
+        lines += ["", *self._means(shown, recorded)]
+        lines += [*(f"† {row.title}: {row.doubt}." for row in shown if row.doubt)]
         if any("‡" in line for line in lines):
             lines += ["‡ Labels still moved in the last round."]
         for name in self.detectors:
@@ -131,6 +132,20 @@ class Table:
         if missing:
             lines += [f"Not run: {', '.join(missing)}."]
         return "\n".join(lines).rstrip() + "\n"
+
+    def _means(self, shown: Sequence[Row], recorded: Mapping[str, Any]) -> list[str]:
+        """One setting is to be chosen for a whole table, not row by row."""
+        means = []
+        for name in self.detectors:
+            having = [row for row in shown if name in recorded[row.name]["detectors"]]
+            if RIVALS[name] == "hc" and name != "mean_distance" and having:
+                accs = [recorded[row.name]["detectors"][name]["acc"] for row in having]
+                theirs = [row.printed["hc"]["acc"] for row in having if "hc" in row.printed]
+                paper = f" (paper {sum(theirs) / len(theirs):.2f})" if theirs else ""
+                means.append(
+                    f"{NAMES[name]}: {percent(sum(accs) / len(accs))}{paper}, rows: {len(having)}"
+                )
+        return [f"Mean ACC. {'; '.join(means)}.", ""] if means else []
 
 
 def standard(share: float, size: int = 3, seed: int = 0) -> tuple[str, dict[str, Any]]:
