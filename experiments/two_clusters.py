@@ -10,10 +10,10 @@ fifteen minutes on two CPU cores; the analysis takes a few):
 Expected of the standard attack at 2 %: at epsilon 0.1 k-means drifts, round by round,
 from a few of the poisoned images to cutting the clean ones in half, because that has
 the lower inertia. At 0.02 the detector, the best of ten starts, ends below the inertia
-of the true labels, with one structured centre that draws a few clean heatmaps; the
-barycentre of the poisoned ones would draw every heatmap. The share of relevance in
+of the true labels, with one structured centre that draws clean heatmaps; the
+barycentre of the poisoned ones would draw nearly every heatmap. The share of relevance in
 the nine largest pixels still orders poisoned before clean (area under the curve
-0.95), and poisoned heatmaps have poisoned neighbours. The detectors look at none
+0.94), and poisoned heatmaps have poisoned neighbours. The detectors look at none
 of this; the truth is used throughout. In two epochs the attack itself succeeds
 at a third of the images only. At 5 % it succeeds, and nine pixels order all but
 perfectly: only the split in two fails, though the true labels have a slightly
