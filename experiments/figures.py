@@ -21,7 +21,7 @@ from experiments.benchmarks.reporting import RESULTS
 from experiments.tables import command, outcome_of, read, standard
 from jaxpoison import AmplitudePattern, Dataset, Sticker, load_data
 from jaxpoison._sampling import evenly
-from jaxpoison.cli import use_one_device_per_core
+from jaxpoison.parallel import use_one_device_per_core
 from jaxpoison.report.figures import examples
 
 SOURCE, TARGET, SHOWN = 2, 5, 4

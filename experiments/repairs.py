@@ -7,9 +7,9 @@ takes as long as a row.
 
 Expected: no poisoned image left, an ASR of 4 to 8 % at the end, accuracy within a
 point of the first network's. A sticker hides digits: the network that perturbs images
-for the label-consistent attack was trained on clean data, and calls 3 to 5 % of the
-triggered images the target too. A handful
-of images that stay in can keep a backdoor alive: the thesis has ASR 34 % from two.
+for the label-consistent attack was trained on clean data, and calls 5 % of the
+triggered images the target too. A handful of images that stay in can keep a backdoor
+alive: the thesis has ASR 34 % from two.
 """
 
 import json
@@ -35,7 +35,7 @@ from jaxpoison import (
     predict,
     repair,
 )
-from jaxpoison.cli import use_one_device_per_core
+from jaxpoison.parallel import use_one_device_per_core
 from jaxpoison.preparation import clean_network, prepare
 from jaxpoison.stages import WorkDirectory
 

@@ -26,7 +26,7 @@ from experiments.tables import (
     standard,
 )
 from jaxpoison import scan
-from jaxpoison.cli import use_one_device_per_core
+from jaxpoison.parallel import use_one_device_per_core
 from jaxpoison.preparation import SURROGATE_SEED
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {

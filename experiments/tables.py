@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.benchmarks.reporting import RESULTS, machine, record
 from jaxpoison import RunConfig, RunOutcome, run
-from jaxpoison.cli import use_one_device_per_core
+from jaxpoison.parallel import use_one_device_per_core
 
 PRINTED = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
 # The same for all rows.
@@ -267,7 +267,7 @@ def main(table: Table, description: str | None) -> None:
         # Another process may have recorded other rows meanwhile.
         recorded = {**read(name), row.name: made}
         write(name, table, recorded)
-    write(name, table, recorded)
+    write(name, table, read(name))
 
 
 def refuse_other_data(
@@ -287,9 +287,9 @@ def refuse_other_data(
 
 
 def goes_on(found: Mapping[str, Any], workdir: Path) -> bool:
-    """Whether a recorded run lacks a detector that the network in its work directory can have."""
+    """Whether a recorded run lacks a detector, and its trained network is still there."""
     lacking = set(RunConfig.detectors) - set(found["detectors"])
-    return bool(lacking) and (workdir / "stages" / "train").is_dir()
+    return bool(lacking) and (workdir / "stages" / "train" / "stage.json").is_file()
 
 
 def forget(workdir: Path) -> None:

@@ -55,8 +55,9 @@ from jaxpoison import (
     quantised,
 )
 from jaxpoison._sampling import evenly
-from jaxpoison.cli import use_one_device_per_core
+from jaxpoison.clustering import spaces_in_mode
 from jaxpoison.detectors.named import DETECTORS
+from jaxpoison.parallel import use_one_device_per_core
 from jaxpoison.spaces import Spaces
 
 ROWS = {row.name: row for t in (table1, table2, table4, table5) for row in t.TABLE.rows}
@@ -173,7 +174,7 @@ def analysed(heatmaps: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     parts = []
     for name in NAMES:
         detector = DETECTORS[name][1](0)
-        clustered = spaces if detector.mode == "exact" else quantised(spaces, SIZE)
+        clustered = spaces_in_mode(heatmaps, detector.mode, detector.mass, SIZE)
         parts.append(
             {
                 "detector": name,
@@ -278,7 +279,7 @@ def main() -> None:
         parser.error(f"no row is called {options.row}; there are {', '.join(ROWS)}")
     row = ROWS[options.row]
     name = f"two_clusters/{row.name}"
-    if (RESULTS / name).is_dir() and not options.again:
+    if (RESULTS / name / "heatmaps.png").is_file() and not options.again:
         print(f"{RESULTS / name} is there; --again makes it anew")
         return
     use_one_device_per_core()

@@ -1,4 +1,4 @@
-"""The command line: arguments, process-wide settings, tables for people."""
+"""The command line: what is asked for, and which function does it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxpoison.config import RunConfig
-    from jaxpoison.pipeline import RunOutcome
-    from jaxpoison.screening import ScanOutcome
 
 _DESCRIPTION = """\
 Poisons a data set, trains a network on it, explains its decisions and looks
@@ -74,8 +69,6 @@ _ONLY_WITH = {
     "source": ("attack", "standard"),
 }
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
-_MOST_CPU_DEVICES = 8
-_SHOWN_CLASSES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,15 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if arguments is None:
         _use_huge_pages()
-        use_one_device_per_core()
-    # Imported after the process-wide settings, which JAX reads when it starts.
+    # Imported after the restart.
     from jaxpoison.attacks.pgd import PGD
     from jaxpoison.config import RunConfig
+    from jaxpoison.parallel import use_one_device_per_core
     from jaxpoison.pipeline import explain_all, run
+    from jaxpoison.report.console import print_run, print_scan
     from jaxpoison.report.html import write_report, write_scan_report
     from jaxpoison.retraining import repair
     from jaxpoison.screening import scan
 
+    if arguments is None:
+        use_one_device_per_core()
     try:
         _refuse_unused(options)
         config = RunConfig(
@@ -132,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress=not options.quiet,
             )
             write_scan_report(options.workdir / "scan.html", scanned)
-            _print_scan(scanned, options.workdir, time.perf_counter() - started)
+            print_scan(scanned, options.workdir, time.perf_counter() - started)
             return 0
         if options.command == "repair":
             output = repair(
@@ -152,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"jaxpoison: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    _print_result(outcome, options.workdir, time.perf_counter() - started)
+    print_run(outcome, options.workdir, time.perf_counter() - started)
     return 0
 
 
@@ -360,75 +356,3 @@ def _use_huge_pages() -> None:
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, _HUGE_PAGES]))
         os.execv(sys.executable, [sys.executable, "-m", "jaxpoison", *sys.argv[1:]])
-
-
-def use_one_device_per_core() -> None:
-    """Lets batches be split over the cores of a CPU; without effect on accelerators."""
-    import jax
-
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", min(cores, _MOST_CPU_DEVICES))
-
-
-def _print_result(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
-    console = Console()
-    result = outcome.result
-    table = Table(title=f"Suspected images of class {result['config']['target']}")
-    table.add_column("detector")
-    for name in ("ACC %", "TPR %", "TNR %", "suspects", "of", "seconds"):
-        table.add_column(name, justify="right")
-    for name, row in result["detectors"].items():
-        clean, suspects = row["cluster_sizes"]
-        table.add_row(
-            name,
-            *(_percent(row[rate]) for rate in ("acc", "tpr", "tnr")),
-            str(suspects),
-            str(clean + suspects),
-            f"{row['seconds']:.1f}",
-        )
-    console.print(table)
-    told = {name: row for name, row in result["detectors"].items() if row["suspicious"] is not None}
-    calling = [name for name, row in told.items() if row["suspicious"]]
-    said = ", ".join(calling) or "no detector"
-    console.print(
-        f"the class looks attacked to {said} (of {len(told)} that can tell)", highlight=False
-    )
-    line = f"test accuracy {_percent(result['model']['test_accuracy'])} %"
-    if result["attack"]["asr"] is not None:
-        line += f", attack success rate {_percent(result['attack']['asr'])} %"
-    if result["attack"]["masr"] is not None:
-        line += f", mean attack success rate {_percent(result['attack']['masr'])} %"
-    console.print(f"{line}, {seconds:.0f} s", highlight=False)
-    console.print(
-        f"report: {workdir / 'report.html'}   suspects: {workdir / 'suspects.csv'}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
-    console = Console()
-    table = Table(title="The most suspicious classes; suspicious from 1 on")
-    table.add_column("class")
-    for name in ("suspicion", "silhouette", "suspects", "of"):
-        table.add_column(name, justify="right")
-    for row in outcome.result["classes"][:_SHOWN_CLASSES]:
-        table.add_row(
-            f"{row['class']} {row['name']}",
-            f"{row['suspicion']:.2f}",
-            "–" if row["silhouette"] is None else f"{row['silhouette']:.3f}",
-            str(row["suspects"]),
-            str(row["images"]),
-        )
-    console.print(table)
-    called = [str(row["class"]) for row in outcome.result["classes"] if row["suspicious"]]
-    console.print(
-        f"suspicious: {', '.join(called) or 'none'} (of {len(outcome.classes)} classes), "
-        f"{seconds:.0f} s",
-        highlight=False,
-    )
-    console.print(f"report: {workdir / 'scan.html'}", highlight=False, soft_wrap=True)
-
-
-def _percent(share: Any) -> str:
-    return "–" if share is None else f"{100 * share:.2f}"

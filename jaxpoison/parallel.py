@@ -2,12 +2,13 @@
 
 On a CPU, two devices of one core each are faster than one device of two
 cores: only matrix products of one device use several cores, all other
-operations run on one. ``jax.config.update("jax_num_cpu_devices", 2)``, called
-before anything is computed, makes two.
+operations run on one. :func:`use_one_device_per_core` makes them.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,16 @@ from jaxtyping import Array, PyTree
 from jaxpoison._progress import Bar
 
 BATCH = "batch"
+_MOST_CPU_DEVICES = 8
+
+
+def use_one_device_per_core() -> None:
+    """Lets batches be split over the cores of a CPU; without effect on accelerators.
+
+    To be called before anything is computed.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", min(cores, _MOST_CPU_DEVICES))
 
 
 def mesh_for(rows: int, devices: Sequence[Any] | None = None) -> Mesh:

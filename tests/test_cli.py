@@ -38,7 +38,7 @@ def test_options_of_other_attacks_are_accepted_where_they_belong(monkeypatch, tm
     ran = []
     monkeypatch.setattr("jaxpoison.pipeline.run", lambda config, *_, **__: ran.append(config))
     monkeypatch.setattr("jaxpoison.report.html.write_report", lambda *_: None)
-    monkeypatch.setattr("jaxpoison.cli._print_result", lambda *_: None)
+    monkeypatch.setattr("jaxpoison.report.console.print_run", lambda *_: None)
     command = ["run", "--workdir", str(tmp_path), "--detectors", "raw_pca,heatmap"]
     amplitude = ["--trigger", "amplitude", "--amplitude", "64", "--four-corners"]
     assert main([*command, "--attack", "label-consistent", "--pgd-steps", "2", *amplitude]) == 0
@@ -52,7 +52,7 @@ def test_options_of_other_attacks_are_accepted_where_they_belong(monkeypatch, tm
 def test_images_of_ones_own_are_not_poisoned_unsaid(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("jaxpoison.screening.scan", lambda *_, **__: None)
     monkeypatch.setattr("jaxpoison.report.html.write_scan_report", lambda *_: None)
-    monkeypatch.setattr("jaxpoison.cli._print_scan", lambda *_: None)
+    monkeypatch.setattr("jaxpoison.report.console.print_scan", lambda *_: None)
     photos = tmp_path / "photos.zip"
     photos.touch()
     command = ["scan", "--workdir", str(tmp_path), "--data"]

@@ -100,8 +100,12 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     made = []
 
+    meanwhile = []
+
     def run(config, workdir, progress):
         made.append((config.rate, workdir.name))
+        for write in meanwhile:
+            write()
 
         class Outcome:
             result = found(0.99, {**tables.SCHEDULE, "data": config.data})
@@ -136,12 +140,16 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     assert not stage.exists()
     made.pop()
     # A detector that came later is added where the network still is.
-    (tmp_path / f"{first}-fast" / "stages" / "train").mkdir(parents=True)
+    trained = tmp_path / f"{first}-fast" / "stages" / "train"
+    trained.mkdir(parents=True)
     path = tmp_path / "table1" / "result.json"
     record = json.loads(path.read_text())
     for row in record["rows"].values():
         del row["detectors"]["heatmap_sharp"]
     path.write_text(json.dumps(record))
+    command("--only", f"{first},{second}")
+    assert made[3:] == []  # Neither network was trained to its end there.
+    (trained / "stage.json").write_text("{}")
     command("--only", f"{first},{second}")
     assert made[3:] == [(0.33, f"{first}-fast")]
     made.pop()
@@ -160,6 +168,19 @@ def test_recorded_rows_are_kept(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command("--only", second, "--data", "others.zip")
     assert "the recorded rows are of signs.zip, not of others.zip" in capsys.readouterr().err
+    # What another process records in the meantime stays.
+    third, fourth = (row.name for row in TABLES["table1"].rows[2:4])
+
+    def by_another():
+        record = json.loads(path.read_text())
+        record["rows"][fourth] = record["rows"][first]
+        path.write_text(json.dumps(record))
+
+    meanwhile.append(by_another)
+    command("--only", third)
+    assert list(json.loads(path.read_text())["rows"]) == [first, second, third, fourth]
+    meanwhile.clear()
+    made.pop()
     # A longer training has a folder, a heading and a run of its own.
     command("--only", second, "--epochs", "4")
     assert made[3:] == [(0.15, f"{second}-fast-4-epochs")]
