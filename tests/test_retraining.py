@@ -113,6 +113,21 @@ def test_repairs_take_out_what_is_like_the_suspects(searched, attacked, tmp_path
     assert found["removed"] == 6
 
 
+def test_without_suspects_it_ends_where_a_detector_cannot_tell(searched, tmp_path, monkeypatch):
+    inner = retraining.search
+
+    def search(*arguments):
+        outcome = inner(*arguments)
+        outcome.detections["heatmap"].labels[:] = 0
+        outcome.result["detectors"]["heatmap"]["suspicious"] = None
+        return outcome
+
+    monkeypatch.setattr(retraining, "search", search)
+    found = json.loads(repair(RunConfig(target=TARGET), tmp_path).read_text())
+    assert (found["ended"], found["removed"]) == ("class not suspicious", 0)
+    assert len(searched) == 1
+
+
 def test_suspects_stay_out_until_they_prove_clean(searched, tmp_path):
     found = json.loads(repair(RunConfig(target=TARGET), tmp_path).read_text())
     searches, none = ("heatmap",), ()
