@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test paper clean
+.PHONY: run test fast dev paper clean
 
 run: $(VENV)/.installed
 	$(BIN)/jaxpoison run $(ARGS)
@@ -14,6 +14,18 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# What to run while working: within two minutes.
+fast: $(VENV)/.installed-test
+	$(BIN)/pytest -m fast --numprocesses auto --dist loadfile $(ARGS)
+
+dev: $(VENV)/.installed-test
+	@if command -v uv >/dev/null; then \
+	  uv pip install --python $(BIN)/python -e '.[dev]'; \
+	else \
+	  $(BIN)/python -m pip install -e '.[dev]'; \
+	fi
+	$(BIN)/pre-commit install
 
 # Rows where Heatmap Clustering fails at epsilon 0.02.
 ANALYSED := standard-s3-p2-seed0 standard-s3-p5-seed0 \

@@ -18,11 +18,17 @@ from matplotlib.figure import Figure
 
 from experiments import table4
 from experiments.benchmarks.reporting import RESULTS
-from experiments.tables import command, outcome_of, read, standard
-from jaxpoison import AmplitudePattern, Dataset, Sticker, load_data
-from jaxpoison._sampling import evenly
-from jaxpoison.parallel import use_one_device_per_core
-from jaxpoison.report.figures import examples
+from experiments.command import command, outcome_of
+from experiments.records import read
+from experiments.rows import standard
+from jaxpoison import (
+    AmplitudePattern,
+    Dataset,
+    Sticker,
+    examples,
+    load_data,
+    use_one_device_per_core,
+)
 
 SOURCE, TARGET, SHOWN = 2, 5, 4
 
@@ -40,10 +46,16 @@ def pictures(images: np.ndarray, titles: Sequence[str], columns: int) -> Figure:
     return figure
 
 
+def evenly(index: np.ndarray, count: int) -> np.ndarray:
+    """At most so many of some indices, evenly over them."""
+    places = np.linspace(0, len(index) - 1, min(count, len(index)))
+    return index[places.astype(int)]
+
+
 def few_of(data: Dataset, label: int, count: int) -> np.ndarray:
     """Images of one class, evenly over the data."""
     index = np.flatnonzero(data.labels == label)
-    return data.images[index[evenly(len(index), count)]]
+    return data.images[evenly(index, count)]
 
 
 def figure1(data: Dataset) -> Figure:
@@ -68,8 +80,8 @@ def figures3and4(options: argparse.Namespace) -> tuple[Figure, Figure]:
     if outcome.poisoned is None:
         raise RuntimeError("the run has no poisoned images")
     chosen = np.flatnonzero(outcome.poisoned)[:2]
-    images = outcome.splits.train.images[outcome.suspected[chosen]]
-    relevance, titles = outcome.relevance[chosen], ["poisoned"] * 2
+    images = outcome.data.train.images[outcome.explained.members[chosen]]
+    relevance, titles = outcome.explained.relevance[chosen], ["poisoned"] * 2
     return examples(images[:1], relevance[:1], titles[:1]), examples(images, relevance, titles)
 
 

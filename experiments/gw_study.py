@@ -11,7 +11,6 @@ six minutes on two cores:
 """
 
 import argparse
-import csv
 import os
 import time
 import warnings
@@ -23,17 +22,17 @@ import jax
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from experiments.benchmarks.reporting import machine, record, versions
+from experiments.benchmarks.reporting import finished, machine, record, versions
 from jaxpoison import (
     EntropicGW,
     MeasureSpaces,
     SmallSpaces,
+    UninformativeCouplingsWarning,
     detection_rates,
     gw_kmeans,
     measure_spaces,
     quantised,
 )
-from jaxpoison.clustering import UninformativeCouplingsWarning
 
 EVERY, SEEDS = 8, 3
 
@@ -120,12 +119,11 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     warnings.simplefilter("ignore", UninformativeCouplingsWarning)
-    with np.load(options.run / "stages" / "explain" / "arrays.npz") as file:
-        heatmaps = file["relevance"][::EVERY]
-    with (options.run / "suspects.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))[::EVERY]
-    # An image of GTSRB keeps the folder of its class in its name.
-    truth = np.array([int(row["id"].split("/")[1]) != int(row["label"]) for row in rows])
+    outcome = finished(options.run)
+    heatmaps, poisoned = outcome.explained.relevance, outcome.poisoned
+    if poisoned is None:
+        parser.error(f"the run in {options.run} has no poisoned images")
+    heatmaps, truth = heatmaps[::EVERY], poisoned[::EVERY]
     spaces = measure_spaces(heatmaps)
     results = []
     for setting in SETTINGS:

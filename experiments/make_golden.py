@@ -31,7 +31,7 @@ def main() -> None:
             for where in (poisoned, ~poisoned)
         ]
     )
-    maps = outcome.relevance[index].sum(-1)
+    maps = outcome.explained.relevance[index].sum(-1)
     maps = maps.astype(np.float32)
     PATH.parent.mkdir(exist_ok=True)
     np.savez_compressed(PATH, heatmaps=maps)

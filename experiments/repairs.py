@@ -13,31 +13,22 @@ alive: the thesis has ASR 34 % from two.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.reporting import machine, record, versions
-from experiments.tables import (
-    command,
-    parsed,
-    percent,
-    read,
-    refuse_other_data,
-    run_of,
-    standard,
-)
+from experiments.command import command, parsed, refuse_other_data, run_of
+from experiments.records import read
+from experiments.rows import standard
+from experiments.table import percent
 from jaxpoison import (
-    PoisonedSplits,
-    RunConfig,
+    RepairOutcome,
     accuracy,
     attack_success_rate,
-    load_data,
+    clean_network,
     predict,
     repair,
+    use_one_device_per_core,
 )
-from jaxpoison.parallel import use_one_device_per_core
-from jaxpoison.preparation import clean_network, prepare
-from jaxpoison.stages import WorkDirectory
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "standard, p = 33 %": standard(33, seed=1),
@@ -83,17 +74,16 @@ def markdown(rows: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def without_attack(config: RunConfig, workdir: Path) -> dict[str, Any]:
+def without_attack(repaired: RepairOutcome) -> dict[str, Any]:
     """What a network makes of the triggered images that has never seen the trigger."""
-    data, splits, _ = prepare(config, WorkDirectory(workdir), progress=True)
-    if not isinstance(data, PoisonedSplits):
-        raise TypeError("a repair needs a run with an attack")
-    clean = load_data(config.data, image_size=config.image_size, seed=config.seed, progress=True)
-    model = clean_network(config, clean, progress=True)
+    backdoor, test = repaired.data.backdoor, repaired.data.test
+    if backdoor is None:
+        raise ValueError("a repair needs a run with an attack")
+    model, clean = clean_network(repaired.config, progress=True)
     return {
         "training_images": len(clean.train),
-        "test_accuracy": accuracy(predict(model, splits.test.images), splits.test.labels),
-        "asr": attack_success_rate(predict(model, data.triggered.images), config.target),
+        "test_accuracy": accuracy(predict(model, test.images), test.labels),
+        "asr": attack_success_rate(predict(model, backdoor.triggered.images), backdoor.target),
     }
 
 
@@ -108,10 +98,10 @@ def main() -> None:
             continue
         print(title, flush=True)
         config, workdir = run_of(options, name, changes)
-        if title not in rows:
-            rows[title] = json.loads(repair(config, workdir, progress=True).read_text())
-            rows[title] |= {"machine": machine(), "versions": versions("jax", "flax", "optax")}
-        rows[title]["clean"] = without_attack(config, workdir)
+        repaired = repair(config, workdir, progress=True)
+        rows[title] = json.loads((workdir / "repair.json").read_text())
+        rows[title] |= {"machine": machine(), "versions": versions("jax", "flax", "optax")}
+        rows[title]["clean"] = without_attack(repaired)
         record("repairs", {"rows": rows}, markdown(rows))
 
 

@@ -1,4 +1,4 @@
-"""The table of results in the README, from the recorded rows of the paper's tables.
+"""The table of results in the documentation, from the recorded rows of the paper's tables.
 
     python -m experiments.summary
 
@@ -11,19 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.tables import NAMES, SCHEDULE, percent, read
+from experiments.records import of_earlier_code, read
+from experiments.rows import SCHEDULE
+from experiments.table import EARLIER, percent, shown_detectors
+from jaxpoison import DETECTORS
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
 TABLES = ("table1", "table2", "table4")
-DETECTORS = (
-    "activation_pca",
-    "activation_ica",
-    "mean_distance",
-    "heatmap_paper",
-    "heatmap",
-    "heatmap_sharp",
-)
+SHOWN = shown_detectors()
 
 
 def shown(found: Mapping[str, Any] | None) -> str:
@@ -33,10 +29,10 @@ def shown(found: Mapping[str, Any] | None) -> str:
 
 def text() -> str:
     """The table, and the line below it."""
-    heads = " | ".join(NAMES[name] for name in DETECTORS)
+    heads = " | ".join(DETECTORS[name].title for name in SHOWN)
     lines = [
         f"| | test accuracy | attack success | {heads} | paper: AC | paper: HC |",
-        f"|---|{'---:|' * (len(DETECTORS) + 4)}",
+        f"|---|{'---:|' * (len(SHOWN) + 4)}",
     ]
     for name in TABLES:
         table = importlib.import_module(f"experiments.{name}").TABLE
@@ -47,10 +43,11 @@ def text() -> str:
             found = recorded[row.name]
             attack = row.options["attack"]
             cells = [
-                f"[{attack}, {row.title}](experiments/results/{name}/result.md)",
+                f"[{attack}, {row.title}](../experiments/results/{name}/result.md)"
+                + (" ◦" if of_earlier_code(found) else ""),
                 percent(found["model"]["test_accuracy"]),
                 percent(found["attack"]["asr" if attack == "standard" else "masr"]),
-                *(shown(found["detectors"].get(d)) for d in DETECTORS),
+                *(shown(found["detectors"].get(d)) for d in SHOWN),
             ]
             for rival in ("ac", "hc"):
                 doubted = " †" if row.doubt and rival in row.doubted else ""
@@ -62,15 +59,17 @@ def text() -> str:
         f"ACC / TPR in percent; one network a row, {SCHEDULE['epochs']} epochs at batch "
         f"{SCHEDULE['batch_size']}.",
     ]
+    if any("◦" in line for line in lines):
+        lines.append(EARLIER)
     if any("†" in line for line in lines):
         lines.append("† The paper's figures of this row do not add up.")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    readme = README.read_text()
-    before, rest = readme.split(BEGIN)
-    README.write_text(before + BEGIN + text() + END + rest.split(END)[1])
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    PAGE.write_text(before + BEGIN + text() + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ the few (the paper's do at 5 %), and at 2 % the ASR is about a third after two e
 row takes fifteen to twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
-from experiments.tables import PRINTED, Row, Table, main, standard
+from experiments.command import main
+from experiments.rows import PRINTED, Row, standard
+from experiments.table import Table
 
 TABLE = Table(
     "table1",

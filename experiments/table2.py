@@ -10,7 +10,9 @@ epochs, and HC at epsilon 0.005 alone finds the images. A row takes fifteen to
 twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
-from experiments.tables import PRINTED, Row, Table, label_consistent, main
+from experiments.command import main
+from experiments.rows import PRINTED, Row, label_consistent
+from experiments.table import Table
 
 TABLE = Table(
     "table2",

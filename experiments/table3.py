@@ -8,7 +8,9 @@ Expected: ACC 65 and 63, no use. A row takes fifteen to twenty-five minutes on t
 cores, nearly all of it training.
 """
 
-from experiments.tables import PRINTED, Row, Table, main, standard
+from experiments.command import main
+from experiments.rows import PRINTED, Row, standard
+from experiments.table import Table
 
 TABLE = Table(
     "table3",

@@ -11,7 +11,9 @@ epochs ours is weaker (92 and 36 at amplitudes 128 and 64), and HC finds the pat
 fifteen to twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
-from experiments.tables import PRINTED, Row, Table, label_consistent, main
+from experiments.command import main
+from experiments.rows import PRINTED, Row, label_consistent
+from experiments.table import Table
 
 TABLE = Table(
     "table4",

@@ -15,7 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.tables import NAMES, PRINTED, RATES, RIVALS, Row, Table, main, standard
+from experiments.command import main
+from experiments.records import of_earlier_code
+from experiments.rows import PRINTED, Row, standard
+from experiments.table import EARLIER, RATES, Table, counterpart
+from jaxpoison import DETECTORS
 
 SEEDS = 10
 
@@ -49,18 +53,22 @@ class Summary(Table):
                         np.mean(rates, 0), np.std(rates, 0, ddof=len(having) > 1), strict=True
                     )
                 ]
-                rival = printed[RIVALS[name]]
-                theirs = [f"{rival[r][0]:.2f} ± {rival[r][1]:g}" for r in RATES]
-                doubt = RIVALS[name] == "ac" and share == 33
+                rival = counterpart(name, printed)
+                theirs = [f"{rival[r][0]:.2f} ± {rival[r][1]:g}" for r in RATES] if rival else ["–"]
+                doubt = DETECTORS[name].counterpart == "ac" and share == 33
                 doubts += [share] if doubt and share not in doubts else []
                 head = f"p = {share} % | {len(found)}" if k == 0 else " |"
                 few = "" if len(having) == len(found) else f" (runs with it: {len(having)})"
                 lines.append(
-                    f"| {head} | {NAMES[name]}{few} | {' / '.join(ours)} | "
+                    f"| {head} | {DETECTORS[name].title}{few} | {' / '.join(ours)} | "
                     f"{' / '.join(theirs)}{' †' if doubt else ''} |"
                 )
         if doubts:
             lines += ["", "† The printed means of TPR and TNR imply ACC 89.55."]
+        if earlier := sum(
+            of_earlier_code(recorded[r.name]) for r in self.rows if r.name in recorded
+        ):
+            lines += ["", f"{earlier} of these runs: {EARLIER}"]
         return "\n".join(lines) + "\n"
 
 

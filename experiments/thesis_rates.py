@@ -9,7 +9,9 @@ and 95 at 5 %. A row takes fifteen to twenty-five
 minutes on two CPU cores, nearly all of it training.
 """
 
-from experiments.tables import PRINTED, Row, Table, main, standard
+from experiments.command import main
+from experiments.rows import PRINTED, Row, standard
+from experiments.table import Table
 
 TABLE = Table(
     "thesis_rates",

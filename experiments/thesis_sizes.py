@@ -8,7 +8,9 @@ Expected: HC finds all down to p = 5 %, at size 1 down to 2 %. A row takes fifte
 twenty-five minutes on two CPU cores, nearly all of it training.
 """
 
-from experiments.tables import PRINTED, Row, Table, main, standard
+from experiments.command import main
+from experiments.rows import PRINTED, Row, standard
+from experiments.table import Table
 
 TABLE = Table(
     "thesis_sizes",

@@ -28,6 +28,7 @@ At epsilon 0.005, on quantised heatmaps, both centres have a structure, and k-me
 finds most of what it misses at 0.02 at 5 % and at amplitude 128.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,14 +38,18 @@ from sklearn.metrics import roc_auc_score
 
 from experiments import table1, table2, table4, table5
 from experiments.benchmarks.reporting import RESULTS, machine, record, versions
-from experiments.figures import pictures
-from experiments.tables import command, outcome_of, percent
+from experiments.command import command, outcome_of
+from experiments.figures import evenly, pictures
+from experiments.table import percent
 from jaxpoison import (
+    DETECTORS,
     AmplitudePattern,
     EntropicGW,
+    HeatmapClustering,
     MeanDistanceClustering,
     MeasureSpaces,
     RunConfig,
+    RunOutcome,
     SmallSpaces,
     barycenters,
     debiased_distances,
@@ -53,13 +58,10 @@ from jaxpoison import (
     gw_kmeans,
     measure_spaces,
     quantised,
+    use_one_device_per_core,
 )
-from jaxpoison._sampling import evenly
-from jaxpoison.clustering import spaces_in_mode
-from jaxpoison.detectors.named import DETECTORS
-from jaxpoison.parallel import use_one_device_per_core
-from jaxpoison.spaces import Spaces
 
+Spaces = MeasureSpaces | SmallSpaces
 ROWS = {row.name: row for t in (table1, table2, table4, table5) for row in t.TABLE.rows}
 NAMES = ("heatmap_paper", "heatmap", "heatmap_sharp")
 ROUNDS, SIZE, NEIGHBORS, COMPARED = 15, 10, 5, 250
@@ -119,11 +121,10 @@ def constant_from(heatmaps: MeasureSpaces) -> float:
     return float(4 * ((seen - mean) ** 2 * weights).sum(1).mean())
 
 
-def of_detector(result: dict[str, Any], name: str) -> dict[str, float]:
+def of_detector(outcome: RunOutcome, name: str) -> dict[str, Any]:
     """What the detector of a run found, which takes the best of several starts."""
-    found = result["detectors"][name]
-    kept = {rate: found[rate] for rate in ("acc", "tpr", "tnr")}
-    return {"inertia": found["notes"]["inertia"], **kept}
+    notes = outcome.findings[name].detection.notes
+    return {"inertia": notes["inertia"], **vars(outcome.rates(name))}
 
 
 def numbers(spaces: MeasureSpaces, heatmaps: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -156,7 +157,7 @@ def at_pattern(
 def neighborhoods(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> dict[str, float]:
     """Who the nearest neighbours of poisoned heatmaps are, among some of either kind."""
     kinds = [np.flatnonzero(truth), np.flatnonzero(~truth)]
-    chosen = np.concatenate([kind[evenly(len(kind), COMPARED)] for kind in kinds])
+    chosen = np.concatenate([evenly(kind, COMPARED) for kind in kinds])
     distances = debiased_distances(quantised(spaces.take(chosen), SIZE), EntropicGW(epsilon))
     np.fill_diagonal(distances, np.inf)
     nearest = truth[chosen][np.argsort(distances, 1)[:, :NEIGHBORS]]
@@ -173,8 +174,10 @@ def analysed(heatmaps: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     spaces = measure_spaces(heatmaps)
     parts = []
     for name in NAMES:
-        detector = DETECTORS[name][1](0)
-        clustered = spaces_in_mode(heatmaps, detector.mode, detector.mass, SIZE)
+        detector = DETECTORS[name].make(0)
+        if not isinstance(detector, HeatmapClustering):
+            raise TypeError(f"{name} does not cluster heatmaps")
+        clustered = quantised(spaces, SIZE) if detector.mode == "quick" else spaces
         parts.append(
             {
                 "detector": name,
@@ -201,7 +204,7 @@ def analysed(heatmaps: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 def picture(heatmaps: np.ndarray, groups: dict[str, np.ndarray]) -> Figure:
     """Heatmaps of some groups of images, evenly over each; every map has its own scale."""
     members = {name: np.flatnonzero(group) for name, group in groups.items()}
-    chosen = {name: index[evenly(len(index), SHOWN)] for name, index in members.items()}
+    chosen = {name: evenly(index, SHOWN) for name, index in members.items()}
     titles = [name for name, index in chosen.items() for _ in index]
     return pictures(heatmaps[np.concatenate(list(chosen.values()))], titles, SHOWN)
 
@@ -286,23 +289,23 @@ def main() -> None:
     outcome = outcome_of(options, row.name, row.options)
     if outcome.poisoned is None:
         raise RuntimeError("the run has no poisoned images")
-    heatmaps, config = outcome.relevance.sum(-1), RunConfig(**row.options)
+    heatmaps, config = outcome.explained.relevance.sum(-1), RunConfig(**row.options)
     found = analysed(heatmaps, outcome.poisoned)
-    attacked = outcome.result["attack"]
-    found["success"] = attacked["asr" if config.attack == "standard" else "masr"]
+    evaluation = outcome.evaluation
+    found["success"] = evaluation.asr if config.attack == "standard" else evaluation.masr
     if config.trigger == "amplitude":
         pattern = AmplitudePattern(config.amplitude, config.trigger_distance)
         found["pattern"] = at_pattern(measure_spaces(heatmaps), outcome.poisoned, pattern)
     for part in found["settings"]:
-        part["found"] = of_detector(outcome.result, part["detector"])
-    result = {"config": outcome.result["config"], **found}
+        part["found"] = of_detector(outcome, part["detector"])
+    result = {"config": {**outcome.config.record(), "data": Path(options.data).name}, **found}
     result |= {"machine": machine(), "versions": versions("jax")}
     record(name, result, markdown(f"{config.attack}, {row.title}", found))
     groups = {
         "poisoned": outcome.poisoned,
         "clean": ~outcome.poisoned,
-        "called at 0.02": outcome.detections["heatmap"].suspects,
-        "called at 0.005": outcome.detections["heatmap_sharp"].suspects,
+        "called at 0.02": outcome.findings["heatmap"].detection.suspects,
+        "called at 0.005": outcome.findings["heatmap_sharp"].detection.suspects,
     }
     picture(heatmaps, groups).savefig(RESULTS / name / "heatmaps.png", dpi=80)
 

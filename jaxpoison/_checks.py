@@ -7,6 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sized
 from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+
+def set_fields(instance: object, **values: Any) -> None:
+    """Gives a frozen dataclass its checked values, in plain Python types.
+
+    A NumPy integer would pass every check, and then no JSON file would take it.
+    """
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
 
 
 def check_integer(name: str, value: object, *, at_least: int) -> int:
@@ -94,3 +106,21 @@ def check_class(name: str, value: object, num_classes: int) -> int:
             f"the data has {num_classes} classes; found {index}"
         )
     return index
+
+
+def check_classes(name: str, values: object, num_classes: int) -> None:
+    """Raises if one of many class indices is none.
+
+    Raises:
+        TypeError: They are not integers.
+        ValueError: One of them is negative, or there is no such class; the first is named.
+    """
+    indices = np.asarray(values)
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise TypeError(f"{name} must be integers, found {indices.dtype}")
+    wrong = np.flatnonzero((indices < 0) | (indices >= num_classes))
+    if len(wrong):
+        raise ValueError(
+            f"{name} must be classes from 0 to {num_classes - 1}: the network has {num_classes} "
+            f"outputs; found {indices[wrong[0]]} at index {wrong[0]}"
+        )

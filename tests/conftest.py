@@ -4,11 +4,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from jaxpoison import Dataset, Splits, synthetic
 
 # Two devices, so that everything that is split over devices is split in tests.
 jax.config.update("jax_num_cpu_devices", 2)
+# Shapes and types are brought together by hand, or it is a mistake: see `strict` below.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# `--hypothesis-profile=thorough` tries more.
+settings.register_profile("default", max_examples=25, deadline=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.load_profile("default")
 
 GTSRB = Path(os.environ.get("JAXPOISON_GTSRB", "../shared/data/gtsrb32.zip"))
 
@@ -30,6 +38,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("JAXPOISON_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def strict(request):
+    """The package's own code mixes no types.
+
+    Flax's layers and Optax do, and OTT mixes shapes as well; tests that run them are marked
+    ``mixes_types`` or ``mixes_shapes``.
+    """
+    shapes = request.node.get_closest_marker("mixes_shapes") is not None
+    types = shapes or request.node.get_closest_marker("mixes_types") is not None
+    with (
+        jax.numpy_rank_promotion("allow" if shapes else "raise"),
+        jax.numpy_dtype_promotion("standard" if types else "strict"),
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")

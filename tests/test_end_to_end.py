@@ -8,6 +8,7 @@ import pytest
 
 from jaxpoison.cli import main
 
+pytestmark = pytest.mark.mixes_types
 CLASSES = (1, 5, 12, 38)
 # Every track of 30 consecutive frames lends its first ones.
 FRAMES = {"Training": 6, "Validation": 6, "Testing": 2}

@@ -2,11 +2,13 @@ import itertools
 import re
 from pathlib import Path
 
+import pytest
 from flax import nnx
 
 from jaxpoison import synthetic
 from jaxpoison.models.layers import ConvBlock, MaxPool
 
+pytestmark = pytest.mark.mixes_types
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -47,7 +49,7 @@ def test_example_finds_the_poisoned_images(capsys):
     scope = {"MyNetwork": MyNetwork, "images": images, "labels": labels}
     exec(code, scope)
     rates = scope["jp"].detection_rates(
-        scope["detector"].detection_.suspects, scope["data"].poisoned[scope["suspected"]]
+        scope["detector"].detection_.suspects, scope["data"].train.poisoned[scope["suspected"]]
     )
     assert rates.acc > 0.9
     # Twenty-five images are poisoned; the network is small, and trained for a minute.

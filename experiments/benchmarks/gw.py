@@ -32,12 +32,17 @@ from ott.problems.quadratic import quadratic_problem
 from ott.solvers.linear import sinkhorn
 from ott.solvers.quadratic import gromov_wasserstein
 
-from experiments.benchmarks.reporting import machine, record, versions
-from jaxpoison import EntropicGW, SmallSpaces, barycenters, gw_kmeans, measure_spaces
-from jaxpoison.clustering import _fill_empty, _place, _seed
-from jaxpoison.gw.distances import distances_to_centers
-from jaxpoison.gw.products import pixel_distances
-from jaxpoison.spaces import MeasureSpaces
+from experiments.benchmarks.reporting import finished, machine, record, versions
+from jaxpoison import (
+    EntropicGW,
+    MeasureSpaces,
+    SmallSpaces,
+    barycenters,
+    distances_to_centers,
+    gw_kmeans,
+    measure_spaces,
+    quantised,
+)
 
 EPSILONS = (0.1, 0.01)
 SIZE = 10
@@ -60,7 +65,7 @@ class Pot:
     def __init__(self, spaces: MeasureSpaces, epsilon: float) -> None:
         self.spaces = spaces
         self.epsilon = epsilon
-        self.grid = np.asarray(pixel_distances(spaces.height, spaces.width), float)
+        self.grid = grid_of(spaces)
         self.uniform = np.full(SIZE, 1 / SIZE)
 
     def space(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,8 +129,8 @@ class Pot:
             pairs = list(zip(spaces, masses, strict=True))
             found = [[self.distance(k, c, w) for c, w in pairs] for k in range(len(self.spaces))]
             new = np.argmin(found, 1)
-            if done == 0:
-                new = _fill_empty(new, np.array(found))
+            if done == 0 and len(np.unique(new)) < 2:
+                raise RuntimeError("one of the drawn centres attracts every heatmap")
             if (new == labels).all() or done == ROUNDS:
                 return new, done
             labels = new
@@ -136,9 +141,24 @@ class Pot:
         raise RuntimeError("unreachable")
 
 
+def grid_of(spaces: MeasureSpaces) -> np.ndarray:
+    """Distances between the pixels of the grid, row by row."""
+    places = np.stack(np.divmod(np.arange(spaces.height * spaces.width), spaces.width), -1)
+    return np.linalg.norm((places[:, None] - places).astype(float), axis=-1)
+
+
+def drawn(spaces: MeasureSpaces, solver: EntropicGW, rng: np.random.Generator) -> SmallSpaces:
+    """Two quantised heatmaps, drawn as k-means++ does."""
+    first = quantised(spaces.take(rng.integers(len(spaces), size=1)), SIZE)
+    nearest = np.maximum(distances_to_centers(spaces, first, solver).values[:, 0], 0)
+    second = rng.choice(len(spaces), size=1, p=nearest / nearest.sum())
+    both = first, quantised(spaces.take(second), SIZE)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *both)
+
+
 def plain_ott(spaces: MeasureSpaces, center: SmallSpaces, epsilon: float) -> Callable[[], Any]:
     """OTT-JAX as one would use it first: dense geometries, mapped over heatmaps."""
-    grid = pixel_distances(spaces.height, spaces.width)
+    grid = jnp.asarray(grid_of(spaces), jnp.float32)
     linear = sinkhorn.Sinkhorn(threshold=1e-5, max_iterations=2000)
     solver = gromov_wasserstein.GromovWasserstein(
         linear, epsilon=epsilon / 2, threshold=1e-6, max_iterations=100
@@ -164,7 +184,7 @@ def measure(spaces: MeasureSpaces, epsilon: float) -> dict[str, Any]:
     solver = EntropicGW(epsilon)
     n = len(spaces)
     rng = np.random.default_rng(0)
-    start = _seed(spaces, _place(spaces), 2, SIZE, solver, rng)
+    start = drawn(spaces, solver, rng)
     pot = Pot(spaces, epsilon)
     sample = rng.choice(n, PAIRS, replace=False)
 
@@ -287,12 +307,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="work directory of a run")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    with np.load(options.run / "stages" / "explain" / "arrays.npz") as file:
-        spaces = measure_spaces(file["relevance"])
-    results = []
-    for epsilon in EPSILONS:
-        # An even number of heatmaps is split over two devices.
-        results.append(measure(spaces.take(np.arange(len(spaces) // 2 * 2)), epsilon))
+    spaces = measure_spaces(finished(options.run).explained.relevance)
+    results = [measure(spaces, epsilon) for epsilon in EPSILONS]
     result = {
         "by_epsilon": results,
         "machine": machine(),

@@ -35,7 +35,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from experiments.benchmarks.gw import Pot, timed
-from experiments.benchmarks.reporting import machine, record, versions
+from experiments.benchmarks.reporting import finished, machine, record, versions
 from jaxpoison import (
     EntropicGW,
     all_distances,
@@ -131,10 +131,9 @@ def share_of_peak(heatmaps: np.ndarray) -> dict[str, float]:
     }
 
 
-def only_cluster(relevance: Path) -> None:
+def only_cluster(heatmaps: Path) -> None:
     """What the memory is measured of."""
-    with np.load(relevance) as file:
-        spaces = measure_spaces(file["relevance"])
+    spaces = measure_spaces(np.load(heatmaps))
     gw_kmeans(spaces, solver=EntropicGW(0.02), max_rounds=1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{len(spaces)} {peak}")
@@ -148,17 +147,17 @@ def main() -> None:
     parser.add_argument("--only-cluster", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    of_class = options.run / "stages" / "explain" / "arrays.npz"
+    of_class = options.run / "heatmaps-of-class.npy"
     if options.only_cluster:
         only_cluster(of_class)
         return
+    heatmaps = finished(options.run).explained.relevance.sum(-1)
+    np.save(of_class, heatmaps)
     command = [sys.executable, "-m", __spec__.name, str(options.run), "--only-cluster"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     count, gib = map(float, done.stdout.split()[-2:])
     result: dict[str, Any] = {"memory": {"heatmaps": int(count), "peak_gib": gib}}
     print(result, flush=True)
-    with np.load(of_class) as file:
-        heatmaps = file["relevance"].sum(-1)
     everything = np.load(options.run / "relevance.npy", mmap_mode="r")
     rng = np.random.default_rng(0)
     result["between_heatmaps"] = between_heatmaps(heatmaps, rng)

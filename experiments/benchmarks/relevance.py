@@ -38,10 +38,10 @@ from experiments.zennit_networks import (
     zennit_composites,
     zennit_relevance,
 )
-from jaxpoison import load_model
+from jaxpoison import trained_network
 from jaxpoison.lrp.composites import COMPOSITES, Composite
 from jaxpoison.lrp.propagation import propagate
-from jaxpoison.parallel import over_devices, shardings_for
+from jaxpoison.parallel import mesh_of, over_devices, shardings_on
 
 BATCH, CLASSES, ROUNDS = 128, 43, 3
 TIMED = ("Paper", "EpsilonPlus")
@@ -73,7 +73,7 @@ def difference(
 ) -> float:
     """Relative difference of two images' relevance from zennit's in float64."""
     images, classes = (part[:2] for part in data)
-    state = jax.device_put(state, shardings_for(len(images))[0])
+    state = jax.device_put(state, shardings_on(mesh_of())[0])
     ours = relevance(state, jnp.asarray(images), jnp.asarray(classes))
     theirs = zennit_relevance(network.double(), composite, images, classes)
     network.float()
@@ -90,7 +90,7 @@ def measure(name: str, run: Path | None) -> dict[str, Any]:
     data = images, rng.integers(0, CLASSES, BATCH)
     tables = zennit_composites(network.first)
 
-    everywhere, split = shardings_for(BATCH)
+    everywhere, split = shardings_on(mesh_of())
     x, targets = (jax.device_put(part, split) for part in data)
     shared = jax.device_put(state, everywhere)
     forward = jax.jit(over_devices(lambda state, x: nnx.merge(graphdef, state)(x)))
@@ -126,8 +126,7 @@ def measure(name: str, run: Path | None) -> dict[str, Any]:
         rows[title] = row
         print(name, title, row, flush=True)
     if run is not None:
-        load_model(run / "stages" / "train" / "model", model)
-        model.eval()
+        model = trained_network(run)
         _, trained = nnx.split(model)
         with_weights_of(model, network)
         for title, make in COMPOSITES.items():

@@ -1,12 +1,13 @@
 """What every benchmark records: the machine, the versions, a JSON and a Markdown file."""
 
+import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jaxpoison._files import write_json, write_text
+from jaxpoison import RunOutcome, read_config, run
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -42,6 +43,14 @@ def record(name: str, result: dict[str, Any], markdown: str) -> None:
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
     # Renamed when complete: a record that an interruption cut would take all rows with it.
-    write_json(folder / "result.json", result)
-    write_text(folder / "result.md", markdown)
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    for name, content in (("result.json", text), ("result.md", markdown)):
+        temporary = folder / f".{name}"
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(folder / name)
     print(markdown)
+
+
+def finished(workdir: Path) -> RunOutcome:
+    """A run that has ended, from its work directory; what is missing is run."""
+    return run(read_config(workdir / "config.json"), workdir, progress=True)

@@ -18,8 +18,6 @@ import gc
 import os
 import time
 from collections.abc import Callable
-from functools import partial
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +27,8 @@ from flax import nnx
 from jax import lax
 
 from experiments.benchmarks.reporting import machine, record, versions
-from jaxpoison import CompactInception, TrainConfig, training
-from jaxpoison.parallel import mesh_for
-from jaxpoison.training import make_train_step
+from jaxpoison import CompactInception, TrainConfig
+from jaxpoison.training.step import make_train_steps
 
 BATCH, CLASSES, ROUNDS = 128, 43, 8
 
@@ -62,16 +59,15 @@ def flax_model(plain: bool) -> CompactInception:
 
 def jax_step(plain: bool, dtype: str, devices: int | None = None) -> float:
     config = TrainConfig(batch_size=BATCH, augmentation=None, compute_dtype=dtype)
-    split = partial(mesh_for, devices=jax.local_devices()[:devices])
     # Plain Flax would not split the batch.
-    with mock.patch.object(training, "mesh_for", split):
-        state, step = make_train_step(flax_model(plain), config, 100)
+    some = jax.local_devices()[:devices]
+    state, steps = make_train_steps(flax_model(plain), config, 100, devices=some)
     images, labels = (jnp.asarray(x) for x in data())
-    order, key = jnp.arange(BATCH), jax.random.key(0)
+    order, key = np.arange(BATCH, dtype=np.int32)[None], jax.random.key(0)
     holder = [state]
 
     def run() -> None:
-        holder[0], metrics = step(holder[0], images, labels, order, key)
+        holder[0], metrics = steps(holder[0], images, labels, order, 1, key, 0)
         metrics.block_until_ready()
 
     return seconds(run)

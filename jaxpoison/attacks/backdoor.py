@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jaxpoison._checks import check_class, check_fraction
-from jaxpoison.attacks.poisoned import PoisonedSplits, Trigger, with_trigger
-from jaxpoison.attacks.triggers import Sticker
-from jaxpoison.datasets.dataset import Dataset, Splits
+from jaxpoison.attacks.triggers import Sticker, Trigger, with_trigger
+from jaxpoison.datasets.dataset import Backdoor, Dataset, Splits
 
 
 def standard_backdoor(
@@ -19,7 +18,7 @@ def standard_backdoor(
     trigger: Trigger | None = None,
     test_trigger: Trigger | None = None,
     seed: int = 0,
-) -> PoisonedSplits:
+) -> Splits:
     """Moves stickered source-class images into the target class (dirty label).
 
     Poisoned images leave the source class, keep their place in the data set
@@ -47,15 +46,11 @@ def standard_backdoor(
         raise ValueError(f"source and target must be different classes, found {source} twice")
     trigger = Sticker() if trigger is None else trigger
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
-    train, poisoned = _poison(clean.train, source, target, rate, trigger, streams[0], "training")
-    validation, _ = _poison(
-        clean.validation, source, target, rate, trigger, streams[1], "validation"
-    )
+    train = _poison(clean.train, source, target, rate, trigger, streams[0], "training")
+    validation = _poison(clean.validation, source, target, rate, trigger, streams[1], "validation")
     sources = clean.test.take(clean.test.labels == source)
     triggered = with_trigger(sources, test_trigger or trigger, streams[2])
-    return PoisonedSplits(
-        Splits(train, validation, clean.test), poisoned, triggered, source, target
-    )
+    return Splits(train, validation, clean.test, Backdoor(source, target, triggered))
 
 
 def poisoned_count(rate: float, clean_count: int) -> int:
@@ -71,7 +66,7 @@ def _poison(
     trigger: Trigger,
     rng: np.random.Generator,
     part: str,
-) -> tuple[Dataset, np.ndarray]:
+) -> Dataset:
     sources = np.flatnonzero(data.labels == source)
     count = poisoned_count(rate, int((data.labels == target).sum()))
     if count == 0 and part == "training":
@@ -90,4 +85,4 @@ def _poison(
     labels[chosen] = target
     poisoned = np.zeros(len(data), bool)
     poisoned[chosen] = True
-    return Dataset(images, labels, data.class_names, data.ids), poisoned
+    return Dataset(images, labels, data.class_names, data.ids, poisoned)

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxpoison._checks import check_class, check_fraction
-from jaxpoison.attacks.poisoned import PoisonedSplits, Trigger, with_trigger
-from jaxpoison.attacks.triggers import Sticker
-from jaxpoison.datasets.dataset import Dataset, Splits
+from jaxpoison.attacks.triggers import Sticker, Trigger, with_trigger
+from jaxpoison.datasets.dataset import Backdoor, Dataset, Splits
 
 Perturbation = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -23,7 +22,7 @@ def label_consistent_backdoor(
     trigger: Trigger | None = None,
     test_trigger: Trigger | None = None,
     seed: int = 0,
-) -> PoisonedSplits:
+) -> Splits:
     """Makes target-class images hard to recognise and marks them (clean label).
 
     The network then learns the trigger in place of what was spoilt, and sees
@@ -69,11 +68,9 @@ def label_consistent_backdoor(
             parts, chosen, np.split(spoilt, [len(chosen[0])]), streams, strict=False
         )
     )
-    poisoned = np.zeros(len(train), bool)
-    poisoned[chosen[0]] = True
     others = clean.test.take(clean.test.labels != target)
     triggered = with_trigger(others, test_trigger or trigger, streams[2])
-    return PoisonedSplits(Splits(train, validation, clean.test), poisoned, triggered, None, target)
+    return Splits(train, validation, clean.test, Backdoor(None, target, triggered))
 
 
 def _chosen(data: Dataset, target: int, rate: float, rng: np.random.Generator) -> np.ndarray:
@@ -90,4 +87,6 @@ def _marked(
 ) -> Dataset:
     images = data.images.copy()
     images[index] = trigger(spoilt, rng)
-    return Dataset(images, data.labels, data.class_names, data.ids)
+    poisoned = np.zeros(len(data), bool)
+    poisoned[index] = True
+    return Dataset(images, data.labels, data.class_names, data.ids, poisoned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from jaxpoison._checks import check_choice, check_integer, check_one_class_each, check_positive
+from jaxpoison._checks import (
+    check_choice,
+    check_classes,
+    check_integer,
+    check_one_class_each,
+    check_positive,
+    set_fields,
+)
+from jaxpoison._precision import in_full_precision
 from jaxpoison.parallel import map_batches, over_devices
 
 NORMS = ("l2", "linf")
@@ -35,18 +43,40 @@ class PGD:
         ValueError: A value is not positive, or there is no such norm.
     """
 
-    steps: int = 5
-    step_size: float = 0.015
-    norm: str = "l2"
-    radius: float = 300.0
+    steps: int = field(
+        default=5,
+        metadata={
+            "help": "steps by which label-consistent images are perturbed",
+            "metavar": "STEPS",
+        },
+    )
+    step_size: float = field(
+        default=0.015,
+        metadata={"help": "of a step, in pixel values of 0..1", "metavar": "SIZE"},
+    )
+    norm: str = field(
+        default="l2",
+        metadata={"help": "l2 or linf: of the ball around an image it may not leave"},
+    )
+    radius: float = field(
+        default=300.0,
+        metadata={
+            "help": "how far an image may be moved, in that norm; as published, no bound",
+            "metavar": "RADIUS",
+        },
+    )
 
     def __post_init__(self) -> None:
-        check_integer("PGD steps", self.steps, at_least=1)
-        check_positive("PGD step size", self.step_size)
-        check_choice("PGD norm", self.norm, NORMS)
-        check_positive("PGD radius", self.radius)
+        set_fields(
+            self,
+            steps=check_integer("PGD steps", self.steps, at_least=1),
+            step_size=check_positive("PGD step size", self.step_size),
+            norm=check_choice("PGD norm", self.norm, NORMS),
+            radius=check_positive("PGD radius", self.radius),
+        )
 
 
+@in_full_precision
 def projected_gradient_ascent(
     logits: Callable[[Float[Array, "n h w c"]], Float[Array, "n classes"]],
     images: Float[Array, "n h w c"],
@@ -61,7 +91,7 @@ def projected_gradient_ascent(
     Args:
         logits: The network; it must treat every image alone.
         images: Images in [0, 1].
-        labels: Their classes.
+        labels: Their classes. One that is none of the network's gives an image of NaN.
         settings: How far and how fast.
     """
 
@@ -79,7 +109,10 @@ def projected_gradient_ascent(
             change = change * jnp.minimum(1, settings.radius / jnp.maximum(length, 1e-12))
         return jnp.clip(images + change, 0, 1)
 
-    return jax.lax.fori_loop(0, settings.steps, step, images)
+    classes = jax.eval_shape(logits, images).shape[-1]
+    known = (labels >= 0) & (labels < classes)
+    moved = jax.lax.fori_loop(0, settings.steps, step, images)
+    return jnp.where(known[:, None, None, None], moved, jnp.nan)
 
 
 def perturbed(
@@ -105,9 +138,12 @@ def perturbed(
         progress: Title of a progress bar; none is shown without it.
 
     Raises:
-        ValueError: There are no images, or not one label for each.
+        ValueError: There are no images, not one label for each, or a label is none of the
+            network's classes.
     """
     check_one_class_each(labels, images)
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    check_classes("labels", labels, jax.eval_shape(network, parameters, one).shape[-1])
     ascend = partial(_perturbed, network, settings or PGD())
     return map_batches(ascend, parameters, images, labels, batch_size=batch_size, progress=progress)
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jaxpoison._checks import check_integer
+from jaxpoison.datasets.dataset import Dataset
+
+Trigger = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def with_trigger(data: Dataset, trigger: Trigger, rng: np.random.Generator) -> Dataset:
+    """The images with the trigger, under their own labels."""
+    return Dataset(trigger(data.images, rng), data.labels, data.class_names, data.ids)
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,21 @@ from jaxtyping import Bool, Int, UInt8
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images at rest.
+    """Labelled images at rest, and the truth about them where it is known.
+
+    Only attacks, metrics, reports and what jobs record beside them read the truth; detectors
+    and evidence are given arrays without it.
 
     Attributes:
         images: Pixels in 0..255, channels last.
         labels: Class of each image, an index into ``class_names``.
         class_names: One name per class.
         ids: A stable name per image: its file name, or its index as text.
+        poisoned: Which images are poisoned; ``None`` where that is not known.
 
     Raises:
-        TypeError: ``images`` is not ``uint8``, or ``labels`` are not integers.
+        TypeError: ``images`` is not ``uint8``, ``labels`` are not integers, or ``poisoned``
+            is not boolean.
         ValueError: Shapes do not fit, or a label has no class.
     """
 
@@ -30,6 +35,7 @@ class Dataset:
     labels: Int[np.ndarray, " n"]
     class_names: tuple[str, ...]
     ids: tuple[str, ...]
+    poisoned: Bool[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8:
@@ -49,6 +55,11 @@ class Dataset:
             raise ValueError(f"labels must have shape ({n},), found {self.labels.shape}")
         if len(self.ids) != n:
             raise ValueError(f"ids must name all {n} images, found {len(self.ids)}")
+        if self.poisoned is not None:
+            if self.poisoned.dtype != bool:
+                raise TypeError(f"poisoned must be boolean, found {self.poisoned.dtype}")
+            if self.poisoned.shape != (n,):
+                raise ValueError(f"poisoned must have shape ({n},), found {self.poisoned.shape}")
         if n and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
             raise ValueError(
                 f"labels must lie in 0..{self.num_classes - 1} ({self.num_classes} class names), "
@@ -94,11 +105,12 @@ class Dataset:
             self.labels[index],
             self.class_names,
             tuple(self.ids[i] for i in index),
+            None if self.poisoned is None else self.poisoned[index],
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of pixels, labels and class names, equal for equal data."""
+        """A hash of pixels, labels and class names, equal for equal data; truth is not in it."""
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels, dtype=np.int64).data)
@@ -106,8 +118,30 @@ class Dataset:
 
 
 @dataclass(frozen=True, eq=False)
+class Backdoor:
+    """What an attack put into data, and what shows whether a network learned it.
+
+    Attributes:
+        source: The class whose images are turned into another; ``None`` where the
+            trigger turns images of every class.
+        target: The class they are turned into.
+        triggered: Test images that carry the trigger, true labels kept.
+    """
+
+    source: int | None
+    target: int
+    triggered: Dataset
+
+
+@dataclass(frozen=True, eq=False)
 class Splits:
     """Training, validation and test images over the same classes.
+
+    Attributes:
+        train: Training images; after an attack with the truth about them.
+        validation: Images that choose when a training ends; an attack poisons them, too.
+        test: Images that nothing is chosen by.
+        backdoor: The attack that was made, where one was made here.
 
     Raises:
         ValueError: The parts differ in classes or in image shape.
@@ -116,6 +150,7 @@ class Splits:
     train: Dataset
     validation: Dataset
     test: Dataset
+    backdoor: Backdoor | None = None
 
     def __post_init__(self) -> None:
         for name, part in (("validation", self.validation), ("test", self.test)):

@@ -3,7 +3,7 @@
 Two layouts are understood: ``split/class/file``, where the splits are named
 train(ing), val(idation) and test(ing) in any case, and ``class/file``, which
 is split here, class by class. One leading folder that holds everything is
-ignored.
+ignored, and so are the files that macOS and Windows put beside others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxpoison._progress import Bar
+from jaxpoison._code import hash_of_code
+from jaxpoison._progress import Bar, console
+from jaxpoison.datasets.archive import is_system_file, open_archive, read_member
 from jaxpoison.datasets.cache import cached_arrays
 from jaxpoison.datasets.dataset import Dataset, Splits
 
@@ -83,11 +86,13 @@ def load_folder(
             root, listing, folders, lambda n: (root / n).read_bytes(), image_size, progress
         )
     elif zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as archive:
+        with open_archive(root) as archive:
             entries = archive.infolist()
             listing = [(i.filename, i.file_size, i.CRC) for i in entries if not i.is_dir()]
             folders = [i.filename.rstrip("/") for i in entries if i.is_dir()]
-            splits = _arrange(root, listing, folders, archive.read, image_size, progress)
+            splits = _arrange(
+                root, listing, folders, lambda n: read_member(archive, n), image_size, progress
+            )
     else:
         raise ValueError(f"{root} is neither a folder nor a zip file")
     class_names = splits[next(iter(splits))].class_names
@@ -105,6 +110,11 @@ def _arrange(
     progress: bool,
 ) -> dict[str, Dataset]:
     """Sorts files into splits and classes, decodes them, or takes them from the cache."""
+    found = len(listing)
+    listing = [entry for entry in listing if not is_system_file(entry[0])]
+    folders = [name for name in folders if not is_system_file(name)]
+    if progress and len(listing) < found:
+        console.print(f"{found - len(listing)} files of the operating system skipped in {root}")
     images = [n for n, _, _ in listing if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise ValueError(
@@ -145,7 +155,7 @@ def _arrange(
         for split, classes in by_split.items()
     }
     pixels = cached_arrays(
-        (str(root.resolve()), image_size, sorted(listing)),
+        (str(root.resolve()), image_size, sorted(listing), hash_of_code(load_folder)),
         lambda: _decode(root, order, read, image_size, progress),
     )
     return {
@@ -214,10 +224,16 @@ def decode_image(data: bytes, name: str, image_size: int | None = None) -> np.nd
         ValueError: ``data`` is not an image that can be read; the message names it.
     """
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            image = file.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as file:
+                image = file.convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name} is too large to be decoded ({error}): make it smaller") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        # Pillow names the bytes it was given, not the file.
+        why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name} cannot be read as an image: {why}") from error
     if image_size is not None and image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image, np.uint8)

@@ -20,7 +20,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxpoison._code import hash_of_code
 from jaxpoison._progress import Bar
+from jaxpoison.datasets.archive import is_system_file, open_archive, read_member
 from jaxpoison.datasets.cache import cache_directory, cached_arrays
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.datasets.folder import decode_image
@@ -139,7 +141,7 @@ class _Files:
                     f"{archive} is damaged or another version: expected MD5 {ARCHIVES[archive]}, "
                     f"found {found}; delete {path} and load it again"
                 )
-            opened = zipfile.ZipFile(path)
+            opened = open_archive(path)
             names.update(dict.fromkeys(opened.namelist(), opened))
         return cls(names, ", ".join(str(p) for p in archives.values()))
 
@@ -168,7 +170,7 @@ class _Files:
         holder = self._names.get(name)
         if holder is None:
             raise FileNotFoundError(f"GTSRB in {self._origin} has no file {name}")
-        return holder.read_bytes() if isinstance(holder, Path) else holder.read(name)
+        return holder.read_bytes() if isinstance(holder, Path) else read_member(holder, name)
 
     def training(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Names and rows of the training images."""
@@ -245,9 +247,12 @@ def load_gtsrb(
     )
     # TFDS would first look for prepared data on Google's storage.
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    builder.download_and_prepare(download_config=config)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except tfds.download.DownloadError as error:
+        raise OSError(f"GTSRB could not be downloaded: {error}") from error
     arrays = cached_arrays(
-        (str(builder.data_path), os.stat(builder.data_path).st_mtime_ns),
+        (str(builder.data_path), os.stat(builder.data_path).st_mtime_ns, hash_of_code(_read)),
         lambda: _read(builder, progress),
     )
     test = _dataset(arrays, "test", slice(None))
@@ -256,10 +261,14 @@ def load_gtsrb(
 
 
 def _place(source: Path) -> str:
-    """A name that changes with the archives; an extracted tree is known by its path alone."""
-    stats = [(source / name).stat() for name in ARCHIVES if (source / name).is_file()]
-    marks = (str(source.resolve()), [(s.st_size, s.st_mtime_ns) for s in stats])
-    return hashlib.sha256(repr(marks).encode()).hexdigest()[:16]
+    """A name that changes with the archives, or with any file of the extracted tree."""
+    archives = [source / name for name in ARCHIVES if (source / name).is_file()]
+    files = archives
+    if len(archives) < len(ARCHIVES):
+        files = [p for p in source.rglob("*") if p.is_file() and not is_system_file(p.as_posix())]
+    stats = [(p.relative_to(source).as_posix(), p.stat()) for p in sorted(files)]
+    marks = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+    return hashlib.sha256(repr((str(source.resolve()), marks)).encode()).hexdigest()[:16]
 
 
 def _read(builder: Gtsrb, progress: bool) -> dict[str, np.ndarray]:

@@ -1,8 +1,10 @@
-"""What every detector returns."""
+"""What a detector is, and what every one returns."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -37,6 +39,40 @@ class Detection:
         """Number of clean images and of suspects."""
         suspects = int(self.labels.sum())
         return len(self.labels) - suspects, suspects
+
+
+class Sees(enum.Enum):
+    """What a detector looks at: one entry per image of a class."""
+
+    IMAGES = "images"
+    ACTIVATIONS = "activations"
+    RELEVANCE = "relevance"
+
+
+class Detector(Protocol):
+    """What a run asks of a detector: a scikit-learn estimator with two more things.
+
+    Attributes:
+        detection_: After ``fit``, how it split the images.
+    """
+
+    detection_: Detection
+
+    def fit(self, X: np.ndarray) -> Any:  # noqa: N803
+        """Splits the images of one class, from an array with one entry for each."""
+        ...
+
+    def sample_distances(self, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m m"]:
+        """After ``fit``, distances between some of the images, as the detector sees them."""
+        ...
+
+    def get_params(self) -> dict[str, Any]:
+        """Its options, by name."""
+        ...
+
+    def set_params(self, **options: Any) -> Any:
+        """Changes options."""
+        ...
 
 
 def two_way_detection(

@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClusterMixin
 
-from jaxpoison.clustering import GWClusters, gw_kmeans, spaces_in_mode
 from jaxpoison.detectors.detection import Detection, two_way_detection
+from jaxpoison.gw.kmeans import GWClusters, gw_kmeans, spaces_in_mode
 from jaxpoison.gw.pairs import debiased_distances
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EPSILON, EntropicGW
-from jaxpoison.separation import SAMPLE
-from jaxpoison.spaces import MeasureSpaces, Spaces
+from jaxpoison.gw.spaces import MeasureSpaces, Spaces
 
 
 class HeatmapClustering(ClusterMixin, BaseEstimator):
@@ -29,8 +28,6 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         n_init: Runs from different seeds; the one of least inertia is kept. With one run
             alone a centre may stay constant, and the split be a bad one.
         random_state: Seed.
-        padded_to: Least number of rows to compute with; classes of different sizes then
-            share one compilation.
         progress: Show a progress bar.
 
     Attributes:
@@ -49,7 +46,6 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         max_rounds: int = 20,
         n_init: int = 10,
         random_state: int = 0,
-        padded_to: int = 0,
         progress: bool = False,
     ) -> None:
         self.epsilon = epsilon
@@ -59,7 +55,6 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         self.max_rounds = max_rounds
         self.n_init = n_init
         self.random_state = random_state
-        self.padded_to = padded_to
         self.progress = progress
 
     def fit(
@@ -80,11 +75,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         """
         started = time.perf_counter()
         solver = EntropicGW(epsilon=self.epsilon)
-        n, rows = len(X), max(len(X), self.padded_to)
-        # Repeated heatmaps fill the shape, and are dropped again.
-        filled = X if rows == n else X[np.arange(rows) % n]
-        spaces = spaces_in_mode(filled, self.mode, self.mass, self.center_size)
-        self.spaces_: Spaces = spaces if rows == n else spaces.take(np.arange(n))
+        self.spaces_: Spaces = spaces_in_mode(X, self.mode, self.mass, self.center_size)
         self.clusters_: GWClusters = gw_kmeans(
             self.spaces_,
             center_size=self.center_size,
@@ -92,7 +83,6 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
             max_rounds=self.max_rounds,
             n_init=self.n_init,
             random_state=self.random_state,
-            padded_to=self.padded_to,
             progress=self.progress,
         )
         found = self.clusters_
@@ -121,9 +111,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         Args:
             chosen: Their indices.
         """
-        m = len(chosen)
-        rows = max(m, min(SAMPLE, self.padded_to))
-        spaces = self.spaces_.take(chosen[np.arange(rows) % m])
+        spaces = self.spaces_.take(chosen)
         if isinstance(spaces, MeasureSpaces):
             spaces = quantised(spaces, self.center_size)
-        return debiased_distances(spaces, EntropicGW(self.epsilon))[:m, :m]
+        return debiased_distances(spaces, EntropicGW(self.epsilon))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import KMeans
 
 from jaxpoison.detectors.detection import Detection, two_way_detection
-from jaxpoison.gw.distances import moments
-from jaxpoison.spaces import measure_spaces
+from jaxpoison.gw.distances import mean_distances
+from jaxpoison.gw.spaces import measure_spaces
 
 
 class MeanDistanceClustering(ClusterMixin, BaseEstimator):
@@ -54,8 +53,8 @@ class MeanDistanceClustering(ClusterMixin, BaseEstimator):
                 heatmaps, or one is constant or not finite.
         """
         started = time.perf_counter()
-        spaces = measure_spaces(jnp.asarray(X), mass=self.mass)
-        self.mean_distances_ = np.asarray(moments(spaces).mean, np.float64)
+        spaces = measure_spaces(X, mass=self.mass)
+        self.mean_distances_ = mean_distances(spaces)
         if len(self.mean_distances_) < 2:
             raise ValueError(f"two clusters need as many heatmaps, found {len(spaces)}")
         column = self.mean_distances_[:, None]

@@ -1,52 +1,119 @@
-"""The detectors a run knows by name."""
+"""The detectors a run knows by name: everything about one that others show or choose by.
+
+A further detector is a file beside this one and an entry in :data:`DETECTORS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxpoison.detectors.activation import ActivationClustering
+from jaxpoison.detectors.detection import Detector, Sees
 from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.mean_distance import MeanDistanceClustering
 from jaxpoison.detectors.raw import RawClustering
 from jaxpoison.gw.solver import PAPER_EPSILON
-from jaxpoison.separation import Separation
 
-# What a detector looks at, and how it is made from a seed.
-DETECTORS: dict[str, tuple[str, Callable[[int], Any]]] = {
-    "raw_pca": ("images", lambda seed: RawClustering("pca", random_state=seed)),
-    "raw_ica": ("images", lambda seed: RawClustering("ica", random_state=seed)),
-    "activation_pca": ("activations", lambda seed: ActivationClustering("pca", random_state=seed)),
-    "activation_ica": ("activations", lambda seed: ActivationClustering("ica", random_state=seed)),
-    "mean_distance": ("relevance", lambda seed: MeanDistanceClustering(random_state=seed)),
-    "heatmap_paper": (
-        "relevance",
-        lambda seed: HeatmapClustering(epsilon=PAPER_EPSILON, n_init=1, random_state=seed),
+
+@dataclass(frozen=True)
+class NamedDetector:
+    """A detector as it is chosen, made and shown.
+
+    Attributes:
+        title: What tables call it.
+        help: What it does, in a line.
+        sees: What it looks at.
+        make: Makes it from a seed.
+        default: Whether a run takes it where none are chosen.
+        baseline: Whether tables of many detectors leave it out.
+        counterpart: Its column in the tables of Schulth, Berghoff, Neu (``pca``, ``fastica``,
+            ``ac``, ``hc``), where it has one.
+        when_scanning: Options that differ where all classes are searched, to save time; ``mode``
+            is the scan's.
+    """
+
+    title: str
+    help: str
+    sees: Sees
+    make: Callable[[int], Detector]
+    default: bool = True
+    baseline: bool = False
+    counterpart: str | None = None
+    when_scanning: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _heatmap_clustering(**options: Any) -> Callable[[int], Detector]:
+    return lambda seed: HeatmapClustering(random_state=seed, **options)
+
+
+# In the order of tables.
+DETECTORS: dict[str, NamedDetector] = {
+    "raw_pca": NamedDetector(
+        "raw, PCA",
+        "grey images, PCA, two-means",
+        Sees.IMAGES,
+        lambda seed: RawClustering("pca", random_state=seed),
+        baseline=True,
+        counterpart="pca",
     ),
-    "heatmap": ("relevance", lambda seed: HeatmapClustering(random_state=seed)),
+    "raw_ica": NamedDetector(
+        "raw, FastICA",
+        "grey images, FastICA, two-means",
+        Sees.IMAGES,
+        lambda seed: RawClustering("ica", random_state=seed),
+        baseline=True,
+        counterpart="fastica",
+    ),
+    "activation_pca": NamedDetector(
+        "AC, PCA",
+        "Activation Clustering with PCA",
+        Sees.ACTIVATIONS,
+        lambda seed: ActivationClustering("pca", random_state=seed),
+        counterpart="ac",
+    ),
+    "activation_ica": NamedDetector(
+        "AC, FastICA",
+        "Activation Clustering with FastICA",
+        Sees.ACTIVATIONS,
+        lambda seed: ActivationClustering("ica", random_state=seed),
+        counterpart="ac",
+    ),
+    "mean_distance": NamedDetector(
+        "mean distance",
+        "two-means on one number per heatmap: Heatmap Clustering without geometry",
+        Sees.RELEVANCE,
+        lambda seed: MeanDistanceClustering(random_state=seed),
+        counterpart="hc",
+    ),
+    "heatmap_paper": NamedDetector(
+        "HC, ε = 0.1",
+        "Heatmap Clustering as published",
+        Sees.RELEVANCE,
+        _heatmap_clustering(epsilon=PAPER_EPSILON, n_init=1),
+        counterpart="hc",
+    ),
+    "heatmap": NamedDetector(
+        "HC, ε = 0.02",
+        "Heatmap Clustering with couplings that carry geometry",
+        Sees.RELEVANCE,
+        _heatmap_clustering(),
+        counterpart="hc",
+        # Ten runs on every class would take three times as long.
+        when_scanning={"n_init": 3},
+    ),
     # Where 0.02 leaves the centre of clean heatmaps constant, both have a structure.
-    "heatmap_sharp": (
-        "relevance",
-        lambda seed: HeatmapClustering(epsilon=0.005, mode="quick", random_state=seed),
+    "heatmap_sharp": NamedDetector(
+        "HC, ε = 0.005, quick",
+        "Heatmap Clustering of quantised heatmaps, at a smaller epsilon: for few poisoned images",
+        Sees.RELEVANCE,
+        _heatmap_clustering(epsilon=0.005, mode="quick"),
+        counterpart="hc",
     ),
 }
-# From which silhouette on a detector calls a class suspicious. Fixed on the classes of one network
-# (GTSRB, standard attack, p = 33 %): 0.66 and 0.88 in the attacked one, at most 0.53 and 0.70 in
-# the others. Activations projected by FastICA do not tell them apart (0.18 and at most 0.18).
-SUSPICIOUS = {"activation_pca": 0.58, "heatmap": 0.78}
 
 
-def suspicion(detector: str, apart: Separation) -> float | None:
-    """The silhouette of two clusters over the one that makes their class suspicious.
-
-    Args:
-        detector: Who found them.
-        apart: How far they lie apart.
-
-    Returns:
-        From 1 on the class looks attacked; 0 where one cluster is empty. ``None`` for
-        detectors that cannot tell.
-    """
-    if detector not in SUSPICIOUS:
-        return None
-    return 0.0 if apart.silhouette is None else apart.silhouette / SUSPICIOUS[detector]
+def default_detectors() -> tuple[str, ...]:
+    """Names of the detectors that a run takes where none are chosen."""
+    return tuple(name for name, detector in DETECTORS.items() if detector.default)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,21 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxpoison.gw.distances import center_spread, in_groups, moments, product_change
-from jaxpoison.gw.products import LaidOut, distance_product, in_full_precision, laid_out
+from jaxpoison._precision import in_full_precision
+from jaxpoison.gw.distances import (
+    center_spread,
+    group_rows,
+    in_groups,
+    kept_rows,
+    moments,
+    product_change,
+)
+from jaxpoison.gw.placement import place
+from jaxpoison.gw.products import LaidOut, distance_product
 from jaxpoison.gw.solver import Couplings, EntropicGW, product_couplings, solve
+from jaxpoison.gw.spaces import SmallSpaces, Spaces
 from jaxpoison.gw.steps import Problems
-from jaxpoison.parallel import BATCH, mesh_for
-from jaxpoison.spaces import SmallSpaces, Spaces
+from jaxpoison.parallel import BATCH, mesh_of
 
 # With plans this near to products (sum of magnitudes of the difference), linearisations that
 # lead back to products, and rounds that shrink what remains of a centre, both by this factor or
@@ -43,7 +52,6 @@ def barycenters(
     start: Float[Array | np.ndarray, "k m m"],
     solver: EntropicGW,
     *,
-    couplings: Couplings | None = None,
     tolerance: float = 2e-5,
     max_rounds: int = ROUNDS,
 ) -> tuple[SmallSpaces, Int[Array, ""]]:
@@ -52,7 +60,7 @@ def barycenters(
     One round couples every heatmap with its own cluster's centre and sets
     ``C <- sum_s lambda_s T_s C_s T_s^T / (q q^T)`` (Peyre, Cuturi, Solomon
     2016, eq. 14, for the square loss). Couplings start from those of the round
-    before, and the first from ``couplings``; while centres move far, they are solved
+    before, and the first from products; while centres move far, they are solved
     only as exactly as that. Centres that hardly move any more are extrapolated from the last
     two rounds (Anderson 1965, with one vector), since what remains may shrink by only a
     tenth in a round. Where further rounds are certain to end
@@ -70,8 +78,6 @@ def barycenters(
             out. They need not sum to 1.
         start: Distances of the centres to start from.
         solver: How couplings are found.
-        couplings: What couplings start from, made by
-            :func:`~jaxpoison.gw.distances.nearest_couplings`; by default products.
         tolerance: Largest change of an entry that ends the rounds; five times that ends
             the iteration of a coupling, whatever less the solver asks.
         max_rounds: Most rounds.
@@ -81,38 +87,50 @@ def barycenters(
         entries came to rest. A cluster without members
         keeps its start.
     """
-    if couplings is None:
-        couplings = _products(spaces, start)
-    return _barycenters(
-        spaces, labels, member_weights, couplings, start, solver, tolerance, max_rounds
+    placed = place(spaces)
+    return barycenters_of_rows(
+        placed.spaces,
+        placed.of_rows(np.asarray(labels, np.int32)),
+        placed.of_rows(np.asarray(member_weights)),
+        None,
+        jax.device_put(np.asarray(start), placed.everywhere),
+        solver,
+        tolerance,
+        max_rounds,
     )
 
 
 @jax.jit
 @in_full_precision
-def _products(spaces: Spaces, start: Any) -> Couplings:
-    n, m = len(spaces), start.shape[-1]
-    masses = jnp.full((n, m), 1 / m, start.dtype)
-    return product_couplings(Problems(laid_out(spaces), SmallSpaces(start[:1], masses)))
-
-
-@jax.jit
-@in_full_precision
-def _barycenters(
-    spaces: Spaces,
-    labels: Any,
+def barycenters_of_rows(
+    spaces: LaidOut,
+    labels: Array,
     member_weights: Array,
-    couplings: Couplings,
-    start: Any,
+    couplings: Couplings | None,
+    start: Array,
     solver: EntropicGW,
-    tolerance: float,
-    max_rounds: int,
+    tolerance: float = 2e-5,
+    max_rounds: int = ROUNDS,
 ) -> tuple[SmallSpaces, Array]:
+    """As :func:`barycenters`, of rows that are on the devices already.
+
+    Args:
+        spaces: Rows.
+        labels: Cluster of every row.
+        member_weights: Weight of every row inside its cluster; 0 for those without a space.
+        couplings: What couplings start from, made by
+            :func:`~jaxpoison.gw.distances.nearest_couplings`; by default products.
+        start: Distances of the centres to start from.
+        solver: How couplings are found.
+        tolerance: Largest change of an entry that ends the rounds.
+        max_rounds: Most rounds.
+    """
+
     def local(
         spaces: LaidOut,
         labels: Array,
         member_weights: Array,
-        couplings: Couplings,
+        couplings: Couplings | None,
         start: Array,
     ) -> tuple[SmallSpaces, Array]:
         return local_barycenters(
@@ -121,11 +139,11 @@ def _barycenters(
 
     return jax.shard_map(
         local,
-        mesh=mesh_for(len(spaces), jax.devices()),
+        mesh=mesh_of(jax.devices()),
         in_specs=(P(BATCH), P(BATCH), P(BATCH), P(BATCH), P()),
         out_specs=P(),
         check_vma=False,
-    )(laid_out(spaces), labels, member_weights, couplings, start)
+    )(spaces, labels, member_weights, couplings, start)
 
 
 class _Rounds(NamedTuple):
@@ -154,7 +172,7 @@ def local_barycenters(
     spaces: LaidOut,
     labels: Int[Array, " n"],
     member_weights: Float[Array, " n"],
-    couplings: Couplings,
+    couplings: Couplings | None,
     start: Float[Array, "k m m"],
     solver: EntropicGW,
     tolerance: float | Array,
@@ -162,7 +180,15 @@ def local_barycenters(
 ) -> tuple[SmallSpaces, Int[Array, ""]]:
     """Barycentres from this device's heatmaps and those of all others."""
     k, m = start.shape[:2]
+    n = len(labels)
     uniform = jnp.full(m, 1 / m, start.dtype)
+    # Rows beyond these start every round anew.
+    keep = kept_rows(n, m, spaces.weights.shape[1])
+    if couplings is None:
+        masses = jnp.broadcast_to(uniform, (keep, m))
+        unused = jnp.broadcast_to(start[:1], (keep, m, m))
+        kept_spaces = jax.tree.map(lambda x: x[:keep], spaces)
+        couplings = product_couplings(Problems(kept_spaces, SmallSpaces(unused, masses)))
     totals = jax.lax.psum(jax.ops.segment_sum(member_weights, labels, k), BATCH)
     shares = member_weights / jnp.where(totals > 0, totals, 1)[labels]
     # Members without weight need no plan. Those at the end cost nothing.
@@ -195,32 +221,44 @@ def local_barycenters(
         centers: Array, couplings: Couplings, coupled: Array, settled: Array
     ) -> tuple[Array, Couplings]:
         def group(
-            some: LaidOut, labels: Array, couplings: Couplings, active: Array, count: Array
-        ) -> tuple[Array, Couplings]:
+            some: LaidOut,
+            labels: Array,
+            active: Array,
+            couplings: Couplings | None,
+            count: Array,
+        ) -> tuple[Array, Couplings | None]:
             # Members of centres that are done come last, and cost nothing.
             order = jnp.argsort(~active)
             back = jnp.argsort(order)
             some, labels = some.take(order), labels[order]
-            couplings = jax.tree.map(lambda x: x[order], couplings)
+            start = jax.tree.map(lambda x: x[order], couplings)
             masses = jnp.broadcast_to(uniform, (len(some), m))
             problems = Problems(some, SmallSpaces(centers[labels], masses))
-            new = solve(problems, solver, count, couplings, coupled).couplings
-
+            new = solve(problems, solver, count, start, coupled).couplings
             chunk = min(solver.width(some.weights.shape[1]), len(some))
 
-            def see(k: Array, seen: Array) -> Array:
+            def add_seen(k: Array, seen: Array) -> Array:
                 rows = k * chunk + jnp.arange(chunk)
                 plans = new.plans[rows]
                 parts = distance_product(some.take(rows), plans) @ plans.mT
                 return seen.at[rows].set(parts, mode="drop")
 
             nothing = jnp.zeros((len(some), m, m), centers.dtype)
-            seen = jax.lax.fori_loop(0, (count + chunk - 1) // chunk, see, nothing)
-            return seen[back], jax.tree.map(lambda x: x[back], new)
+            seen = jax.lax.fori_loop(0, (count + chunk - 1) // chunk, add_seen, nothing)
+            kept = None if couplings is None else jax.tree.map(lambda x: x[back], new)
+            return seen[back], kept
 
         active = real & ~settled[labels]
-        parts, couplings = in_groups(group, (spaces, labels, couplings, active), active)
-        return mean_of(parts) * m**2, couplings
+        rows = (spaces, labels, active)
+        kept, rest = (
+            jax.tree.map(lambda x, r=r: x[r], rows) for r in (slice(keep), slice(keep, n))
+        )
+        size = group_rows(m, spaces.weights.shape[1])
+        seen, couplings = in_groups(group, (*kept, couplings), kept[2], size)
+        if keep < n:
+            further, _ = in_groups(group, (*rest, None), rest[2], size)
+            seen = jnp.concatenate([seen, further])
+        return mean_of(seen) * m**2, couplings
 
     def advance(state: _Rounds) -> _Rounds:
         spreads = jax.vmap(center_spread, (0, None))(state.centers, uniform)

@@ -13,14 +13,19 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxpoison.gw.products import LaidOut, distance_product, in_full_precision, laid_out
+from jaxpoison._precision import in_full_precision
+from jaxpoison.gw.placement import Placed, on_host, place
+from jaxpoison.gw.products import LaidOut, distance_product, laid_out
 from jaxpoison.gw.solver import Couplings, EntropicGW, measure, solve, starting_from
+from jaxpoison.gw.spaces import SmallSpaces, Spaces
 from jaxpoison.gw.steps import Problems, product_plans
-from jaxpoison.parallel import BATCH, mesh_for
-from jaxpoison.spaces import SmallSpaces, Spaces
+from jaxpoison.parallel import BATCH, bucket, mesh_of, padded
 
-# Plans of so many heatmaps are in memory at once on each device.
+# Plans of so many heatmaps, or of so many bytes, are worked on at once on each device.
 _GROUP = 1024
+_GROUP_BYTES = 1 << 26
+# What plans that are kept from one step of a clustering to the next take on all devices.
+_KEPT_BYTES = 1 << 28
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +63,26 @@ class Moments(NamedTuple):
     spread: Float[Array, " n"]
 
 
+def mean_distances(spaces: Spaces) -> Float[np.ndarray, " n"]:
+    """The mean distance of two points of every space, by their mass, in float64.
+
+    Args:
+        spaces: Heatmaps, or quantised ones.
+    """
+    placed = place(spaces)
+    return placed.of_spaces(_mean_distances(placed.spaces)).astype(np.float64)
+
+
+@jax.jit
+def _mean_distances(spaces: LaidOut) -> Float[Array, " n"]:
+    def local(spaces: LaidOut) -> Array:
+        return jax.lax.all_gather(moments(spaces).mean, BATCH, tiled=True)
+
+    return jax.shard_map(
+        local, mesh=mesh_of(jax.devices()), in_specs=P(BATCH), out_specs=P(), check_vma=False
+    )(spaces)
+
+
 @in_full_precision
 def moments(spaces: Spaces | LaidOut) -> Moments:
     """Moments of the distances of every space."""
@@ -92,7 +117,6 @@ def distances_to_centers(
     spaces: Spaces,
     centers: SmallSpaces,
     solver: EntropicGW | None = None,
-    real: Bool[Array, " n"] | None = None,
 ) -> Distances:
     """Distances of all heatmaps, or other spaces, to all centres.
 
@@ -100,39 +124,67 @@ def distances_to_centers(
     iteration (that of POT, which starts there), the closed form
     ``E[C^2] - 2 E[C] q D q + q D^2 q`` is taken. Heatmaps are split over all
     devices of all processes, each of which gets the whole result; the memory
-    is bounded.
+    is bounded, and any number of heatmaps shares a few compilations.
 
     Args:
         spaces: Heatmaps.
         centers: Centres.
         solver: How the problem is solved.
-        real: Which rows are heatmaps, by default all. Others must come last on
-            every device; they cost nothing, and what they get means nothing.
+
+    Raises:
+        ValueError: There are no spaces.
     """
-    everyone = np.ones(len(spaces), bool) if real is None else real
-    solver = EntropicGW() if solver is None else solver
-    return _distances(spaces, everyone, centers, solver, False)[0]
+    return distances_of_placed(place(spaces), centers, EntropicGW() if solver is None else solver)
+
+
+def distances_of_placed(placed: Placed, centers: SmallSpaces, solver: EntropicGW) -> Distances:
+    """As :func:`distances_to_centers`, of spaces that are on the devices already."""
+    centers = jax.device_put(on_host(centers), placed.everywhere)
+    found, _ = _distances(placed.spaces, placed.real, centers, solver, False)
+    return jax.tree.map(placed.of_spaces, found)
 
 
 def nearest_couplings(
-    spaces: Spaces, centers: SmallSpaces, solver: EntropicGW, real: Bool[Array, " n"]
+    spaces: LaidOut, centers: SmallSpaces, solver: EntropicGW, real: Bool[Array, " n"]
 ) -> tuple[Distances, Couplings]:
-    """Distances of all heatmaps to all centres, and the couplings with the nearest ones.
+    """Distances of all rows to all centres, and couplings with the nearest ones.
 
     Args:
-        spaces: Heatmaps.
+        spaces: Rows on all devices.
         centers: Centres.
         solver: How the problem is solved.
-        real: Which rows are heatmaps, as for :func:`distances_to_centers`.
+        real: Which rows hold a space. On every device they come first; others cost nothing,
+            and what they get means nothing.
 
     Returns:
-        The distances, and the couplings, from which :func:`~jaxpoison.barycenters` can start;
-        they stay on the devices that hold the heatmaps.
+        The distances, and the couplings of each device's first rows, of as many as
+        :func:`kept_rows` says; barycentres can start from them. They stay on the devices.
     """
     found, couplings = _distances(spaces, real, centers, solver, True)
     if couplings is None:
         raise RuntimeError("couplings were asked for, and are missing")
     return found, couplings
+
+
+def kept_rows(rows: int, center_points: int, points: int) -> int:
+    """How many rows of each device keep their plan from one step of a clustering to the next.
+
+    On all devices together as many as 256 MiB hold: 6,553 heatmaps of 32x32 pixels, 1,638 of
+    64x64, with centres of ten points. Those beyond start from products in every round, which
+    takes longer and needs no memory. They are the same on any number of devices.
+
+    Args:
+        rows: Rows on a device.
+        center_points: Points of a centre.
+        points: Points of a space.
+    """
+    fitting = max(1, _KEPT_BYTES // (4 * center_points * points))
+    return min(rows, -(-fitting // jax.device_count()))
+
+
+def group_rows(center_points: int, points: int) -> int:
+    """How many rows are worked on at once on each device."""
+    return max(1, min(_GROUP, _GROUP_BYTES // (4 * center_points * points)))
 
 
 def perturbation_gain(
@@ -157,7 +209,10 @@ def perturbation_gain(
         How much lower the entropic objective (distance plus epsilon times the
         information) ends, as a share of it; negative where it ends higher.
     """
-    return _perturbation_gain(spaces, centers, solver, key)
+    n = len(spaces)
+    size = bucket(n, 1)
+    rows = [jax.tree.map(lambda x: padded(x, size), on_host(s)) for s in (spaces, centers)]
+    return _perturbation_gain(rows[0], rows[1], solver, key)[:n]
 
 
 @jax.jit
@@ -199,7 +254,7 @@ def _ranked(
 @partial(jax.jit, static_argnames="coupled")
 @in_full_precision
 def _distances(
-    spaces: Spaces, real: Any, centers: SmallSpaces, solver: EntropicGW, coupled: bool
+    spaces: LaidOut, real: Any, centers: SmallSpaces, solver: EntropicGW, coupled: bool
 ) -> tuple[Distances, Couplings | None]:
     def local(
         spaces: LaidOut, real: Array, centers: SmallSpaces
@@ -209,11 +264,11 @@ def _distances(
 
     return jax.shard_map(
         local,
-        mesh=mesh_for(len(spaces), jax.devices()),
+        mesh=mesh_of(jax.devices()),
         in_specs=(P(BATCH), P(BATCH), P()),
         out_specs=(P(), P(BATCH)),
         check_vma=False,
-    )(laid_out(spaces), real, centers)
+    )(spaces, real, centers)
 
 
 def local_distances(
@@ -223,41 +278,70 @@ def local_distances(
     solver: EntropicGW,
     coupled: bool,
 ) -> tuple[Distances, Couplings | None]:
-    """Distances of this device's heatmaps; those that are not real come last and cost nothing.
+    """Distances of this device's rows; those that are not real come last and cost nothing.
 
-    With ``coupled``, the couplings with the nearest centres come too.
+    With ``coupled``, couplings with the nearest centres come too.
     """
     known = moments(spaces)
-    n = len(spaces)
+    distances, masses = jnp.asarray(centers.distances), jnp.asarray(centers.weights)
+    spreads = jax.vmap(center_spread)(distances, masses)
+    change = product_change(known.spread[:, None], spreads[None], solver.epsilon)
+    rows = (spaces, known, change <= solver.tolerance)
+    n, keep = len(real), 0
+    points = masses.shape[1], spaces.weights.shape[1]
+    size = group_rows(*points)
+    parts, couplings = [], None
+    if coupled:
+        keep = kept_rows(n, *points)
+        function = partial(_group, distances, masses, solver, True)
+        some, couplings = in_groups(function, _rows(rows, 0, keep), real[:keep], size)
+        parts.append(some)
+    if keep < n:
+        function = partial(_group, distances, masses, solver, False)
+        rest, _ = in_groups(function, _rows(rows, keep, n), real[keep:], size)
+        parts.append(rest)
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts), couplings
+
+
+def _rows(arrays: PyTree, start: int, end: int) -> PyTree:
+    return jax.tree.map(lambda x: x[start:end], arrays)
+
+
+def _group(
+    distances: Float[Array, "k m m"],
+    masses: Float[Array, "k m"],
+    solver: EntropicGW,
+    coupled: bool,
+    spaces: LaidOut,
+    known: Moments,
+    product: Bool[Array, "g k"],
+    count: Array,
+) -> tuple[Distances, Couplings | None]:
+    """Distances of a group of rows to all centres, one centre after the other."""
+    size = len(spaces)
     weights = jnp.asarray(spaces.weights)
 
     def closed(center: Array, q: Array) -> tuple[Array, Array, Array, Couplings | None]:
         of_center = q @ center @ q
         values = known.squares - 2 * known.mean * of_center + q @ center**2 @ q
-        kept = starting_from(q[:, None] * weights[:, None]) if coupled else None
-        return values, jnp.zeros(n, weights.dtype), jnp.ones(n, bool), kept
+        kept = starting_from(q[None, :, None] * weights[:, None, :]) if coupled else None
+        return values, jnp.zeros(size, weights.dtype), jnp.ones(size, bool), kept
 
     def iterated(center: Array, q: Array) -> tuple[Array, Array, Array, Couplings | None]:
-        def group(some: LaidOut, count: Array) -> tuple[Array, Array, Array, Couplings | None]:
-            many = len(some)
-            centers = jnp.broadcast_to(center, (many, *center.shape))
-            problems = Problems(some, SmallSpaces(centers, jnp.broadcast_to(q, (many, *q.shape))))
-            solved = solve(problems, solver, count)
-            plans = solved.couplings.plans
-            found = measure(problems, plans, solver.width(some.weights.shape[1]))
-            kept = solved.couplings if coupled else None
-            return found.values, found.information, solved.converged, kept
+        same = SmallSpaces(
+            jnp.broadcast_to(center, (size, *center.shape)), jnp.broadcast_to(q, (size, *q.shape))
+        )
+        problems = Problems(spaces, same)
+        solved = solve(problems, solver, count)
+        found = measure(problems, solved.couplings.plans, solver.width(weights.shape[1]))
+        kept = solved.couplings if coupled else None
+        return found.values, found.information, solved.converged, kept
 
-        return in_groups(group, (spaces,), real)
-
-    def one(nearest: Any, arrays: tuple[Array, Array]) -> tuple[Any, Distances]:
-        center, q = arrays
-        change = product_change(known.spread, center_spread(center, q), solver.epsilon)
-        product = change <= solver.tolerance
-        # All devices go the same way, since they wait for each other on it.
-        everywhere = jax.lax.pmin((product | ~real).all().astype(jnp.int32), BATCH) == 1
+    def one(nearest: Any, center: tuple[Array, Array, Array]) -> tuple[Any, Distances]:
+        distances, q, product = center
+        all_products = (product | (jnp.arange(size) >= count)).all()
         values, information, converged, couplings = jax.lax.cond(
-            everywhere, closed, iterated, center, q
+            all_products, closed, iterated, distances, q
         )
         if coupled:
             least, kept = nearest
@@ -271,17 +355,19 @@ def local_distances(
 
     none = None
     if coupled:
-        shape = (n, centers.weights.shape[-1], weights.shape[-1])
+        shape = (size, masses.shape[-1], weights.shape[-1])
         nothing = starting_from(jnp.zeros(shape, weights.dtype))
-        none = jnp.full(n, jnp.inf, weights.dtype), nothing
-    arrays = jnp.asarray(centers.distances), jnp.asarray(centers.weights)
-    nearest, by_center = jax.lax.scan(one, none, arrays)
+        none = jnp.full(size, jnp.inf, weights.dtype), nothing
+    nearest, by_center = jax.lax.scan(one, none, (distances, masses, product.T))
     found = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_center)
     return found, nearest[1] if coupled else None
 
 
 def in_groups(
-    function: Callable[..., PyTree], arrays: tuple[PyTree, ...], real: Bool[Array, " n"]
+    function: Callable[..., PyTree],
+    arrays: tuple[PyTree, ...],
+    real: Bool[Array, " n"],
+    size: int,
 ) -> PyTree:
     """Applies a function to groups of rows, one after the other.
 
@@ -293,10 +379,13 @@ def in_groups(
         function: Takes the arrays' rows of one group and the number of those
             that are real.
         arrays: Pytrees of arrays with one row per heatmap.
-        real: Which rows are; they come first.
+        real: Which rows are. They are counted only: where they do not come first, the
+            function brings them to the front of their group. What it gives for a group without
+            any is lost.
+        size: Rows of a group.
     """
     n = len(real)
-    size = min(_GROUP, n)
+    size = min(size, n)
     missing = -n % size
 
     def grouped(x: Array) -> Array:
@@ -318,5 +407,6 @@ def in_groups(
 
     arrived, found = jax.lax.scan(one, jnp.int32(0), groups)
     return jax.tree.map(
-        lambda x: jnp.where(arrived >= 0, x.reshape(-1, *x.shape[2:])[:n], 0).astype(x.dtype), found
+        lambda x: jnp.where(arrived >= 0, x.reshape(-1, *x.shape[2:])[:n], jnp.zeros((), x.dtype)),
+        found,
     )

@@ -17,16 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxpoison._precision import in_full_precision
 from jaxpoison._progress import Bar
 from jaxpoison.gw.distances import moments
-from jaxpoison.gw.products import QuadrantSpaces, in_full_precision, laid_out, quadrant_product
+from jaxpoison.gw.placement import on_host
+from jaxpoison.gw.products import QuadrantSpaces, laid_out, quadrant_product
 from jaxpoison.gw.solver import COARSE, INEXACT, EntropicGW, measure, solve
+from jaxpoison.gw.spaces import SmallSpaces, Spaces
 from jaxpoison.gw.steps import TINY, Problems
-from jaxpoison.parallel import over_devices
-from jaxpoison.spaces import SmallSpaces, Spaces
+from jaxpoison.parallel import bucket, mesh_of, over_devices, shardings_on
 
-# Pairs of one call, on all devices: of quantised heatmaps, of heatmaps.
+# Pairs of one call on each device: of quantised heatmaps, of heatmaps; and the fewest.
 _SMALL_BLOCK, _WHOLE_BLOCK = 1 << 15, 1 << 6
+_LEAST_SMALL, _LEAST_WHOLE = 1 << 10, 1 << 3
 # Pairs whose plans are in memory at once on each device, the latter on CPUs and elsewhere.
 _SMALL_GROUP, _WHOLE_GROUP, _WHOLE_GROUP_ELSEWHERE = 4096, 1, 32
 _MOST_SCALINGS = 1000
@@ -57,8 +60,8 @@ def pair_distances(
 ) -> PairDistances:
     """Distances between given pairs of spaces.
 
-    Pairs are split over this process's devices, and worked on in blocks of one
-    shape.
+    Pairs are split over this process's devices, and worked on in blocks of few
+    shapes; any number of pairs shares a few compilations.
 
     Args:
         spaces: Heatmaps, or quantised ones.
@@ -83,16 +86,21 @@ def pair_distances(
     small = isinstance(spaces, SmallSpaces)
     devices = len(jax.local_devices())
     most = (_SMALL_BLOCK if small else _WHOLE_BLOCK) * devices
-    block = min(most, -(-len(pairs) // devices) * devices)
+    least = _LEAST_SMALL if small else _LEAST_WHOLE
+    block = bucket(len(pairs), devices, least=least, most=most)
+    if len(pairs):
+        # Rows beyond the last are in no pair.
+        spaces = on_host(spaces).take(np.resize(np.arange(len(spaces)), bucket(len(spaces), 1)))
+        spaces = jax.device_put(spaces, shardings_on(mesh_of())[0])
     parts: list[_Found] = []
     with Bar("GW distances", len(pairs), unit="pairs", show=progress) as bar:
-        for first in range(0, len(pairs), block or 1):
+        for first in range(0, len(pairs), block):
             part = pairs[first : first + block]
             padded = np.concatenate([part, np.zeros((block - len(part), 2), part.dtype)])
             # Neighbouring pairs are often equally hard: they are dealt out like cards.
             dealt = np.arange(block).reshape(-1, devices).T.ravel()
             found = (_small_pairs if small else _whole_pairs)(
-                spaces, padded[dealt], dealt < len(part), solver
+                spaces, padded[dealt].astype(np.int32), dealt < len(part), solver
             )
             back = np.argsort(dealt)[: len(part)]
             parts.append(jax.tree.map(lambda x, back=back: np.asarray(x)[back], found))
@@ -260,8 +268,8 @@ def _whole_pair(
         jnp.int32(0),
     )
     # The first linearisation is at a product, whose product with distances is one too.
-    moved = quadrant_product(p, *size)[:, None] * quadrant_product(q, *size) * scale
-    product = p[:, None] * q
+    moved = quadrant_product(p, *size)[:, None] * quadrant_product(q, *size)[None] * scale
+    product = p[:, None] * q[None]
     found = jax.lax.while_loop(unfinished, advance, linearised(product, moved, nothing))
     held = (found.plan > 0) & (product > 0)
     ratio = jnp.log(jnp.where(held, found.plan / jnp.where(held, product, 1), 1))
@@ -281,14 +289,14 @@ def _scaled(
 ) -> tuple[Float[Array, "p p"], tuple[Array, Array], Float[Array, ""]]:
     """Sinkhorn's scaling of ``exp(exponent)`` to marginals, from given potentials."""
     f, g = potentials
-    exponent = exponent + f[:, None] + g
+    exponent = exponent + f[:, None] + g[None]
     # So that every row and every column keeps an entry that does not underflow.
-    rows = jnp.where(q > 0, exponent, -jnp.inf).max(1)
+    rows = jnp.where(q[None] > 0, exponent, -jnp.inf).max(1)
     exponent = exponent - rows[:, None]
     columns = jnp.where(p[:, None] > 0, exponent, -jnp.inf).max(0)
     # Elsewhere, where no mass is, entries may be of any size.
-    massive = (p[:, None] > 0) & (q > 0)
-    kernel = jnp.where(massive, jnp.exp(jnp.minimum(exponent - columns, 0)), 0)
+    massive = (p[:, None] > 0) & (q[None] > 0)
+    kernel = jnp.where(massive, jnp.exp(jnp.minimum(exponent - columns[None], 0)), 0)
     # While plans still move far, their marginals need not hold to the last digit.
     enough = jnp.maximum(tolerance, INEXACT * change)
 
@@ -309,7 +317,7 @@ def _scaled(
         jnp.int32(0),
     )
     u, v, _, _ = jax.lax.while_loop(unfinished, scale, start)
-    plan = u[:, None] * kernel * v
+    plan = u[:, None] * kernel * v[None]
     error = jnp.abs(plan.sum(1) - p).sum()
     f = f - rows + jnp.log(jnp.maximum(u, TINY))
     g = g - columns + jnp.log(jnp.maximum(v, TINY))

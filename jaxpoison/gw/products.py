@@ -10,19 +10,14 @@ sums to run over neighbouring memory, pixels are laid out quadrant by quadrant.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxpoison.spaces import MeasureSpaces, SmallSpaces, Spaces
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from jaxpoison.gw.spaces import MeasureSpaces, SmallSpaces, Spaces
 
 # Signs under which functions on the quadrants (top left, top right, bottom left,
 # bottom right) are summed.
@@ -63,26 +58,13 @@ class QuadrantSpaces:
 LaidOut = QuadrantSpaces | SmallSpaces
 
 
-def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Lets products inside be of float32: GPUs and TPUs round operands to fewer digits else.
-
-    With ten bits, marginals are off by 1e-4, and no coupling ever ends within its tolerance.
-    """
-
-    @functools.wraps(function)
-    def inside(*arguments: P.args, **options: P.kwargs) -> R:
-        with jax.default_matmul_precision("highest"):
-            return function(*arguments, **options)
-
-    return inside
-
-
 def laid_out(spaces: Spaces | LaidOut) -> LaidOut:
     """Spaces in the layout that products are fast in."""
     if not isinstance(spaces, MeasureSpaces):
         return spaces
     size = (spaces.height, spaces.width)
-    return QuadrantSpaces(_to_quadrants(spaces.weights, *size), spaces.factors, *size)
+    weights = _to_quadrants(jnp.asarray(spaces.weights), *size)
+    return QuadrantSpaces(weights, jnp.asarray(spaces.factors), *size)
 
 
 def distance_product(
@@ -137,10 +119,12 @@ def quadrant_product(
     """
     blocks = _blocks(height, width, power)
     sums = _over_signs(*jnp.split(jnp.asarray(x), 4, axis))
+    # Whoever asks, as OTT may, gets products of float32.
+    product = functools.partial(jnp.matmul, precision="highest")
     if axis == -2:
-        parts = [jnp.matmul(block, part) for block, part in zip(blocks, sums, strict=True)]
+        parts = [product(block, part) for block, part in zip(blocks, sums, strict=True)]
     else:
-        parts = [jnp.matmul(part, block) for block, part in zip(blocks, sums, strict=True)]
+        parts = [product(part, block) for block, part in zip(blocks, sums, strict=True)]
     return jnp.concatenate(_over_signs(*parts), axis)
 
 

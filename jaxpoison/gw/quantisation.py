@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpoison._checks import check_integer
-from jaxpoison.gw.products import in_full_precision
-from jaxpoison.spaces import MeasureSpaces, SmallSpaces
+from jaxpoison._precision import in_full_precision
+from jaxpoison.gw.spaces import CHUNK, MeasureSpaces, SmallSpaces
+from jaxpoison.parallel import map_batches, over_devices
 
-# Rounds of k-means; heatmaps that are compressed at once.
+# Rounds of k-means; heatmaps that are compressed at once on each device.
 _ROUNDS = 25
-_CHUNK = 64
+_AT_ONCE = 64
 
 
 def quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
@@ -25,7 +26,8 @@ def quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
     chance is involved. The distance of two points, and of a point from itself, is
     the root mean square distance between the mass that they stand for: as between
     their places, and how far mass spreads around each. So a heatmap's mean squared
-    distance is kept.
+    distance is kept. Heatmaps are split over this process's devices; the result is in the
+    host's memory.
 
     Args:
         spaces: Heatmaps.
@@ -37,14 +39,24 @@ def quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
         ValueError: It is below 1.
     """
     check_integer("size", size, at_least=1)
-    return _quantised(spaces, size)
+    grid = np.divmod(np.arange(spaces.height * spaces.width), spaces.width)
+    pixels = np.stack(grid, -1).astype(np.float32)
+    weights, factors = np.asarray(spaces.weights), np.asarray(spaces.factors)
+    return map_batches(partial(_quantised, size), pixels, weights, factors, batch_size=CHUNK)
 
 
-@partial(jax.jit, static_argnames="size")
+@partial(jax.jit, static_argnums=0)
 @in_full_precision
-def _quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
-    grid = np.stack(np.divmod(np.arange(spaces.height * spaces.width), spaces.width), -1)
-    pixels = jnp.asarray(grid, jnp.float32)
+def _quantised(size: int, pixels: Array, weights: Array, factors: Array) -> SmallSpaces:
+    return over_devices(partial(_compressed, size))(pixels, weights, factors)
+
+
+def _compressed(
+    size: int,
+    pixels: Float[Array, "p 2"],
+    weights: Float[Array, "n p"],
+    factors: Float[Array, " n"],
+) -> SmallSpaces:
 
     def one(space: tuple[Array, Array]) -> SmallSpaces:
         weights, factor = space
@@ -55,18 +67,18 @@ def _quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
         shares = held / jnp.where(empty, 1, mass)[:, None]
         means = shares @ pixels
         spread = (shares * _squared_distances(means, pixels)).sum(1)
-        means = jnp.where(empty[:, None], means[top], means)
+        means = jnp.where(empty[:, None], means[top][None], means)
         spread = jnp.where(empty, spread[top], spread)
-        share = mass[top] / (1 + empty.sum())
+        share = mass[top] / (1 + empty.astype(mass.dtype).sum())
         mass = jnp.where(empty, share, mass).at[top].set(share)
-        squares = _squared_distances(means, means) + (spread[:, None] + spread)
+        squares = _squared_distances(means, means) + (spread[:, None] + spread[None])
         return SmallSpaces(jnp.sqrt(squares) * factor, mass / mass.sum())
 
-    return jax.lax.map(one, (spaces.weights, spaces.factors), batch_size=_CHUNK)
+    return jax.lax.map(one, (weights, factors), batch_size=_AT_ONCE)
 
 
 def _squared_distances(a: Float[Array, "m 2"], b: Float[Array, "p 2"]) -> Float[Array, "m p"]:
-    return ((a[:, None] - b) ** 2).sum(-1)
+    return ((a[:, None] - b[None]) ** 2).sum(-1)
 
 
 def _far_apart(
@@ -95,7 +107,7 @@ def _assigned(
 ) -> Float[Array, "m p"]:
     """Every pixel's mass, in the row of its nearest place."""
     nearest = _squared_distances(places, pixels).argmin(0)
-    return jnp.where(nearest == jnp.arange(len(places))[:, None], weights, 0)
+    return jnp.where(nearest[None] == jnp.arange(len(places))[:, None], weights[None], 0)
 
 
 def _lloyd(

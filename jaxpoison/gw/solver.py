@@ -14,7 +14,7 @@ scaling takes hundreds at small epsilon. Plans are extrapolated where their
 moves shrink steadily. Problems pass through a fixed number of slots: one that
 is solved gives its place to the next, so that shapes are static and solved
 problems cost nothing. And where both sides have few points, arrays put problems
-last (:mod:`jaxpoison.gw.many`).
+last (:mod:`jaxpoison.gw.layouts`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison._checks import check_integer, check_positive
-from jaxpoison.gw.many import first, last, total
 from jaxpoison.gw.products import distance_product
-from jaxpoison.gw.steps import Problems, product_plans, resolution, small_step, step, strength_of
-from jaxpoison.spaces import SmallSpaces
+from jaxpoison.gw.steps import Arranged, Problems, arranged, product_plans, resolution, step
 
 # Spaces of so many points count as small.
 _FEW = 64
@@ -41,9 +39,6 @@ COARSE = 0.01
 # of their move before.
 _STEADY = 0.003
 _SHRINKING = (0.3, 0.98)
-# Steps between two changes of slots, where both sides have few points.
-_SMALL_STEPS = 4
-
 
 # The package's, and that of Schulth, Berghoff, Neu.
 EPSILON, PAPER_EPSILON = 0.02, 0.1
@@ -64,8 +59,7 @@ class EntropicGW:
             Where float32 cannot resolve that, what it can; where that is more than 0.01,
             nothing counts as converged. Barycentres have a tolerance of their own.
         max_iterations: Most linearisations.
-        slots: Problems that are worked on at once on each device. Memory grows with them,
-            and with the plans that are kept: one of every heatmap in a clustering.
+        slots: Problems that are worked on at once on each device. Memory grows with them.
             By default 16 on CPUs, whose caches hold as many plans, else 512; for spaces
             of few points 64 and 8192.
     """
@@ -209,8 +203,9 @@ def solve(
         here = problems.take(jnp.minimum(slots.problem, n - 1))
         tolerance = jnp.maximum(asked, resolution(here, solver.epsilon))
         resolved = tolerance <= jnp.maximum(asked, COARSE)
-        steps = _small_steps if isinstance(here.spaces, SmallSpaces) else _step
-        plan, change, potential, taken, tried, settled = steps(here, slots.lanes, tolerance, solver)
+        plan, change, potential, taken, tried, settled = _steps(
+            arranged(here, solver.epsilon), slots.lanes, tolerance, solver
+        )
         busy = slots.problem < n
         done = busy & (settled | _spent(taken, tried, solver))
         into = jnp.where(done, slots.problem, n)
@@ -261,55 +256,37 @@ def _spent(
     return (taken >= solver.max_iterations) | (tried >= 4 * solver.max_iterations)
 
 
-def _step(
-    problems: Problems, lanes: _Lanes, tolerance: Float[Array, " b"], solver: EntropicGW
+def _steps(
+    problems: Arranged, lanes: _Lanes, tolerance: Float[Array, " b"], solver: EntropicGW
 ) -> _Lanes:
-    """One step of every problem."""
-    plan, potential, error = step(problems, lanes.plan, lanes.potential, solver.epsilon)
-    change = jnp.abs(plan - lanes.plan).sum((1, 2))
-    solved, settled = _judged(error, change, tolerance)
-    taken, tried = lanes.taken + solved, lanes.tried + 1
-    ending = settled | _spent(taken, tried, solver)
-    further = jnp.where(ending, 0, _further(change, lanes.change))
-    beyond = plan + further[:, None, None] * (plan - lanes.plan)
-    return _Lanes(
-        jnp.where((solved | ending)[:, None, None], beyond, lanes.plan),
-        jnp.where(solved, jnp.where(further > 0, 0, change), lanes.change),
-        potential,
-        taken,
-        tried,
-        settled,
-    )
-
-
-def _small_steps(
-    problems: Problems, lanes: _Lanes, tolerance: Float[Array, " b"], solver: EntropicGW
-) -> _Lanes:
-    """A few steps of every problem that is not done; both sides have few points."""
-    strength = last(strength_of(problems, solver.epsilon))
-    distances = last(problems.spaces.distances)  # pyright: ignore[reportAttributeAccessIssue]
-    p, q = last(problems.spaces.weights), last(problems.centers.weights)
+    """A few steps of every problem that is not done."""
+    layout = problems.layout
 
     def one(_: int, lanes: _Lanes) -> _Lanes:
-        plan, potential, error = small_step(strength, distances, p, q, lanes.plan, lanes.potential)
-        change = total(jnp.abs(plan - lanes.plan)).sum(0)
+        plan, potential, error = step(problems, lanes.plan, lanes.potential)
+        move = plan - lanes.plan
+        change = layout.center_sum(jnp.abs(move)).sum(layout.center_axis)
         solved, settled = _judged(error, change, tolerance)
         on = ~(lanes.settled | _spent(lanes.taken, lanes.tried, solver))
-        taken, tried = lanes.taken + (on & solved), lanes.tried + on
+        taken = lanes.taken + (on & solved).astype(jnp.int32)
+        tried = lanes.tried + on.astype(jnp.int32)
         ending = settled | _spent(taken, tried, solver)
         further = jnp.where(ending, 0, _further(change, lanes.change))
+        beyond = plan + layout.of_problem(further, move) * move
         return _Lanes(
-            jnp.where(on & (solved | ending), plan + further * (plan - lanes.plan), lanes.plan),
+            jnp.where(layout.of_problem(on & (solved | ending), plan), beyond, lanes.plan),
             jnp.where(on & solved, jnp.where(further > 0, 0, change), lanes.change),
-            jnp.where(on, potential, lanes.potential),
+            jnp.where(layout.of_problem(on, potential), potential, lanes.potential),
             taken,
             tried,
             lanes.settled | (on & settled),
         )
 
-    start = lanes._replace(plan=last(lanes.plan), potential=last(lanes.potential))
-    end = jax.lax.fori_loop(0, _SMALL_STEPS, one, start)
-    return end._replace(plan=first(end.plan), potential=first(end.potential))
+    start = lanes._replace(
+        plan=layout.arranged(lanes.plan), potential=layout.arranged(lanes.potential)
+    )
+    end = jax.lax.fori_loop(0, layout.steps, one, start) if layout.steps > 1 else one(0, start)
+    return end._replace(plan=layout.restored(end.plan), potential=layout.restored(end.potential))
 
 
 def _judged(
@@ -356,7 +333,7 @@ def measure(problems: Problems, plans: Float[Array, "n m p"], chunk: int) -> Mea
         moved = distance_product(spaces, plan[None])[0] @ plan.T
         squares = distance_product(spaces, p[None, None], 2)[0, 0] @ p
         value = squares + q @ center**2 @ q - 2 * (center * moved).sum()
-        product = q[:, None] * p
+        product = q[:, None] * p[None]
         held = (plan > 0) & (product > 0)
         ratio = jnp.log(jnp.where(held, plan / jnp.where(held, product, 1), 1))
         # A divergence is never negative; rounding may be.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxpoison.gw.many import first, last, product, solved, total
-from jaxpoison.gw.products import LaidOut, distance_product, largest_distances
-from jaxpoison.spaces import SmallSpaces
+from jaxpoison.gw.layouts import Layout, Mass, Plan, layout_of
+from jaxpoison.gw.products import LaidOut, largest_distances
+from jaxpoison.gw.spaces import SmallSpaces
 
 # Largest step of a potential; Newton's model of the problem holds only nearby.
 _SCALING_STEP = 20.0
@@ -36,6 +37,37 @@ class Problems(NamedTuple):
         return Problems(self.spaces.take(index), self.centers.take(index))
 
 
+@dataclass(frozen=True)
+class Arranged:
+    """Problems in the layout that they are solved in.
+
+    Attributes:
+        layout: Where axes stand.
+        strength: What a plan's products with distances enter the exponent with.
+        moved: Multiplies a plan with the spaces' distances.
+        p: Mass of the spaces' points.
+        q: Mass of the centres' points.
+    """
+
+    layout: Layout
+    strength: Array
+    moved: Callable[[Plan], Plan]
+    p: Mass
+    q: Mass
+
+
+def arranged(problems: Problems, epsilon: float, layout: Layout | None = None) -> Arranged:
+    """Problems as :func:`step` takes them, by default in the layout that is fast for them."""
+    layout = layout_of(problems.spaces) if layout is None else layout
+    return Arranged(
+        layout,
+        layout.arranged(strength_of(problems, epsilon)),
+        layout.mover(problems.spaces),
+        layout.arranged(problems.spaces.weights),
+        layout.arranged(problems.centers.weights),
+    )
+
+
 def product_plans(problems: Problems) -> Float[Array, "n m p"]:
     """The products of the marginals: the usual start."""
     p, q = jnp.asarray(problems.spaces.weights), jnp.asarray(problems.centers.weights)
@@ -55,17 +87,12 @@ def strength_of(problems: Problems, epsilon: float) -> Float[Array, "n m m"]:
 
 def resolution(problems: Problems, epsilon: float) -> Float[Array, " n"]:
     """The relative error of plans that rounding of the exponent makes."""
-    weights = problems.centers.weights[:, None, :]
+    weights = jnp.asarray(problems.centers.weights)[:, None, :]
     sums = (jnp.abs(strength_of(problems, epsilon)) * weights).sum(-1)
     return _ROUNDING * largest_distances(problems.spaces) * sums.max(-1)
 
 
-def step(
-    problems: Problems,
-    plan: Float[Array, "b m p"],
-    potential: Float[Array, "b m"],
-    epsilon: float,
-) -> tuple[Float[Array, "b m p"], Float[Array, "b m"], Float[Array, " b"]]:
+def step(problems: Arranged, plan: Plan, potential: Mass) -> tuple[Plan, Mass, Float[Array, " b"]]:
     """One step towards the entropic transport plan of the linearisation at a plan.
 
     With the pixels' potentials eliminated (their marginals hold exactly), the
@@ -74,81 +101,41 @@ def step(
     diag(marginal)`` (Cuturi and Peyre 2018, *Semidual regularized optimal
     transport*, prop. 2). One step of scaling, then one of Newton's.
 
+    Args:
+        problems: What to couple.
+        plan: Where each one's linearisation is made.
+        potential: Of the centre's points, in units of epsilon.
+
     Returns:
         A plan with the right mass on pixels, the centre's potentials, and the
         error of the plan's mass on the centre's points (sum of magnitudes).
     """
-    p, q = jnp.asarray(problems.spaces.weights), jnp.asarray(problems.centers.weights)
-    moved = distance_product(problems.spaces, plan)
-    exponent = jnp.einsum("bij,bjp->bip", strength_of(problems, epsilon), moved)
-    exponent += potential[:, :, None]
-    kernel = jnp.exp(exponent - exponent.max(1, keepdims=True))
+    layout, p, q = problems.layout, problems.p, problems.q
+    axis = layout.center_axis
+    points = q.shape[axis]
+    exponent = layout.product(problems.strength, problems.moved(plan))
+    exponent += layout.of_center(potential)
+    kernel = jnp.exp(exponent - exponent.max(axis, keepdims=True))
 
-    def over_pixels(pixel_scale: Array) -> Array:
-        return jnp.einsum("bmp,bp->bm", kernel, pixel_scale)
+    def scaled(scale: Mass) -> Plan:
+        """The kernel with the centre's scale, and the space's that its marginal asks."""
+        of_space = p / jnp.maximum(layout.center_sum(kernel, scale), TINY)
+        return kernel * layout.of_center(scale) * layout.of_space(of_space)
 
-    def pixel_scale(scale: Array) -> Array:
-        return p / jnp.maximum(jnp.einsum("bmp,bm->bp", kernel, scale), TINY)
-
-    held = over_pixels(p / kernel.sum(1))
+    held = layout.space_sum(kernel, p / layout.center_sum(kernel))
     change = jnp.log(q) - jnp.log(jnp.maximum(held, TINY))
     scale = jnp.exp(jnp.clip(change, -_SCALING_STEP, _SCALING_STEP))
-    new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
-    held = new.sum(-1)
+    new = scaled(scale)
+    held = layout.space_sum(new)
     inverse = jnp.where(p > 0, 1 / jnp.where(p > 0, p, 1), 0)
-    shared = jnp.einsum("bip,bjp->bij", new, new * inverse[:, None, :])
+    shared = layout.product(new, layout.transposed(new * layout.of_space(inverse)))
     # The Hessian is singular along equal shifts of all potentials, and where the
     # plan falls apart into independent parts.
-    points = q.shape[-1]
-    eye = jnp.eye(points, dtype=p.dtype)
-    hessian = held[:, :, None] * eye - shared + 1 / points**2 + 1e-7 * eye
-    newton = first(solved(last(hessian), last(q - held)))
+    hessian = layout.diagonal(held + 1e-7) - shared + 1 / points**2
+    newton = layout.solved(hessian, q - held)
     newton = jnp.clip(jnp.nan_to_num(newton), -_NEWTON_STEP, _NEWTON_STEP)
     scale = scale * jnp.exp(newton)
-    new = kernel * scale[:, :, None] * pixel_scale(scale)[:, None, :]
-    error = jnp.abs(new.sum(-1) - q).sum(-1)
+    new = scaled(scale)
+    error = jnp.abs(layout.space_sum(new) - q).sum(axis)
     potential = potential + jnp.log(scale)
-    return new, potential - potential.mean(-1, keepdims=True), error
-
-
-def small_step(
-    strength: Float[Array, "m m b"],
-    distances: Float[Array, "p p b"],
-    p: Float[Array, "p b"],
-    q: Float[Array, "m b"],
-    plan: Float[Array, "m p b"],
-    potential: Float[Array, "m b"],
-) -> tuple[Float[Array, "m p b"], Float[Array, "m b"], Float[Array, " b"]]:
-    """As :func:`step`, where both sides have few points, in half the time: problems last.
-
-    Args:
-        strength: What the plan's products with distances enter the exponent with.
-        distances: Of each space.
-        p: Mass of its points.
-        q: Mass of the centre's points.
-        plan: The plan of the last linearisation.
-        potential: Of the centre's points.
-    """
-    exponent = product(strength, product(plan, distances)) + potential[:, None]
-    largest = functools.reduce(jnp.maximum, list(exponent))
-    kernel = jnp.exp(exponent - largest)
-
-    def pixel_scale(scale: Array) -> Array:
-        return p / jnp.maximum(total(kernel * scale[:, None]), TINY)
-
-    held = total((kernel * (p / total(kernel))).swapaxes(0, 1))
-    change = jnp.log(q) - jnp.log(jnp.maximum(held, TINY))
-    scale = jnp.exp(jnp.clip(change, -_SCALING_STEP, _SCALING_STEP))
-    new = kernel * scale[:, None] * pixel_scale(scale)
-    held = total(new.swapaxes(0, 1))
-    inverse = jnp.where(p > 0, 1 / jnp.where(p > 0, p, 1), 0)
-    shared = product(new, (new * inverse).swapaxes(0, 1))
-    points = len(q)
-    eye = jnp.eye(points, dtype=p.dtype)[:, :, None]
-    hessian = held[:, None] * eye - shared + 1 / points**2 + 1e-7 * eye
-    newton = jnp.clip(jnp.nan_to_num(solved(hessian, q - held)), -_NEWTON_STEP, _NEWTON_STEP)
-    scale = scale * jnp.exp(newton)
-    new = kernel * scale[:, None] * pixel_scale(scale)
-    error = jnp.abs(total(new.swapaxes(0, 1)) - q).sum(0)
-    potential = potential + jnp.log(scale)
-    return new, potential - total(potential) / points, error
+    return new, potential - potential.mean(axis, keepdims=True), error

@@ -12,10 +12,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from jaxpoison._checks import check_one_class_each
+from jaxpoison._checks import check_classes, check_one_class_each
+from jaxpoison._precision import in_full_precision
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.propagation import RuledLayer, propagate, ruled_layers
-from jaxpoison.models.inference import evaluation_view
+from jaxpoison.models.inference import class_count, evaluation_view
 from jaxpoison.parallel import map_batches, over_devices
 
 
@@ -59,10 +60,11 @@ def conservation(
         batch_size: Images per call; bounds the memory.
 
     Raises:
-        ValueError: The model has operations without rules, or there are not as
-            many classes as images.
+        ValueError: The model has operations without rules, there are not as
+            many classes as images, or one of them is none of the model's.
     """
     check_one_class_each(classes, images)
+    check_classes("classes", classes, class_count(model, images))
     rules = paper() if composite is None else composite
     graphdef, state = nnx.split(evaluation_view(model))
     start, *books = map_batches(
@@ -106,9 +108,11 @@ def layer_relevance(
 
     Raises:
         ValueError: There is no such layer, it is called more than once or
-            never, or there are not as many classes as images.
+            never, there are not as many classes as images, or one of them is none
+            of the model's.
     """
     check_one_class_each(classes, images)
+    check_classes("classes", classes, class_count(model, images))
     rules = paper() if composite is None else composite
     graphdef, state = nnx.split(evaluation_view(model))
     return map_batches(
@@ -121,6 +125,7 @@ def layer_relevance(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@in_full_precision
 def _ledger(
     composite: Composite, graphdef: nnx.GraphDef[Any], state: PyTree, images: Array, classes: Array
 ) -> tuple[Array, ...]:
@@ -133,6 +138,7 @@ def _ledger(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
+@in_full_precision
 def _at_layers(
     composite: Composite,
     graphdef: nnx.GraphDef[Any],

@@ -66,9 +66,9 @@ class MergeBatchNorm(Canonizer):
                 and free(before.path)
             ):
                 layer = layers[before.path]
-                new[before.path] = _with_parameters(
-                    layer, layer.kernel[...] * scale, _bias(layer) * scale + shift
-                )
+                kernel = layer.kernel[...]
+                scaled = kernel * scale.reshape(*(1 for _ in kernel.shape[:-1]), -1)
+                new[before.path] = _with_parameters(layer, scaled, _bias(layer) * scale + shift)
                 new[call.path] = Identity()
             elif call.uses == 1 and after and free(after[0].path):
                 layer = layers[after[0].path]
@@ -103,8 +103,10 @@ def _folded_behind(layer: Any, scale: Array, shift: Array) -> nnx.Module | None:
     elif not isinstance(layer, nnx.Linear):
         return None
     kernel = layer.kernel[...]
-    added = (shift[:, None] * kernel).reshape(-1, kernel.shape[-1]).sum(0)
-    return _with_parameters(layer, kernel * scale[:, None], _bias(layer) + added)
+    # Along the inputs, whatever axes a kernel has before them.
+    of_inputs = (*(1 for _ in kernel.shape[:-2]), -1, 1)
+    added = (shift.reshape(of_inputs) * kernel).reshape(-1, kernel.shape[-1]).sum(0)
+    return _with_parameters(layer, kernel * scale.reshape(of_inputs), _bias(layer) + added)
 
 
 def _with_parameters(layer: Any, kernel: Array, bias: Array) -> nnx.Module:

@@ -10,8 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxpoison._checks import check_classes
+from jaxpoison._precision import in_full_precision
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.graph import INPUT, layer_calls
 from jaxpoison.lrp.operations import layer_scope, with_operation_rules
@@ -50,11 +53,14 @@ def start_relevance(
     Args:
         logits: The outputs.
         targets: A class per image: the magnitude of its logit. (Where that is
-            negative, relevance would be negative throughout.) ``None``: the
+            negative, relevance would be negative throughout.) Classes that are none of the
+            model's are refused; where they are traced, and cannot be, such an image's
+            relevance is NaN. ``None``: the
             class with the largest logit. An array of floats in the shape of the
             logits: that relevance itself.
 
     Raises:
+        TypeError: Classes are not integers.
         ValueError: The targets do not fit the logits.
     """
     if targets is not None and jnp.issubdtype(targets.dtype, jnp.floating):
@@ -69,7 +75,11 @@ def start_relevance(
         raise ValueError(
             f"expected one class per image ({logits.shape[0]}), found the shape {classes.shape}"
         )
-    return jnp.abs(logits) * jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+    if not isinstance(classes, Tracer):
+        check_classes("targets", classes, logits.shape[-1])
+    known = (classes >= 0) & (classes < logits.shape[-1])
+    chosen = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+    return jnp.where(known[:, None], jnp.abs(logits) * chosen, jnp.nan)
 
 
 def relevance_function(
@@ -78,8 +88,9 @@ def relevance_function(
     """A pure function from images and targets to relevance and logits.
 
     The model is read, not changed, and put into evaluation mode for this
-    function only. The function can be jitted, vmapped and sharded; targets are
-    those of :func:`start_relevance`.
+    function only. The function can be jitted, vmapped and sharded, and its products are of
+    float32 on every device; targets are those of :func:`start_relevance`. Inside
+    ``jax.shard_map`` it needs ``check_vma=False``.
 
     Args:
         model: Takes images in [0, 1], gives logits.
@@ -92,6 +103,7 @@ def relevance_function(
     graphdef, state = nnx.split(evaluation_view(model))
     rules = paper() if composite is None else composite
 
+    @in_full_precision
     def function(images: Array, targets: Targets = None) -> tuple[Array, Array]:
         found = propagate(graphdef, rules, state, images, targets)
         return found.relevance, found.logits

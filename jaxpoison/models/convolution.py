@@ -7,11 +7,16 @@ all the weight gradient; there the convolution becomes a sum of shifted matrix
 products, which also lets ``bfloat16`` operands use the CPU's matrix units; a
 CPU without them multiplies in float32. The platform is chosen when the
 computation is lowered.
+
+A convolution and its two gradients are bilinear maps, each the derivative or the
+transpose of the others. They are three JAX primitives that say so, and can be
+differentiated forwards and backwards, any number of times.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -26,10 +34,15 @@ _Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 class _Window(NamedTuple):
-    """Zeros around the input and strides, along both axes."""
+    """Zeros around the input and strides, along both axes, and how exact products are."""
 
     pads: _Pads
     strides: tuple[int, int] = (1, 1)
+    # As for lax.dot. Known when a convolution is traced; lowering it would be too late to ask.
+    precision: Any = None
+
+
+_PLAIN = _Window(((0, 0), (0, 0)))
 
 
 def conv_general_dilated(
@@ -41,9 +54,10 @@ def conv_general_dilated(
 ) -> Float[Array, "n ho wo d"]:
     """Drop-in for ``lax.conv_general_dilated``, with a fast path on CPUs.
 
-    The fast path serves 2-D convolutions, channels last, without dilation or
-    groups; all others go to ``lax.conv_general_dilated`` as they
-    are. Sums are taken in float32 and the result has the operands' type.
+    The fast path serves 2-D convolutions, channels last, without dilation, groups or
+    cropping; all others go to ``lax.conv_general_dilated`` as they are. Sums are taken in
+    float32 and the result has the operands' type. Mapped over several kernels by ``vmap``, it
+    is run kernel by kernel.
 
     Args:
         lhs: Input.
@@ -58,9 +72,10 @@ def conv_general_dilated(
         and tuple(options.get("rhs_dilation") or (1, 1)) == (1, 1)
         and options.get("feature_group_count", 1) == 1
         and options.get("batch_group_count", 1) == 1
-        and options.get("precision") is None
         and options.get("preferred_element_type") is None
         and options.get("out_sharding") is None
+        and (isinstance(padding, str) or min(min(pads) for pads in padding) >= 0)
+        and lhs.size > 0
         and _channels_last(lhs, rhs, options.get("dimension_numbers"))
     )
     if not plain:
@@ -71,7 +86,10 @@ def conv_general_dilated(
         pads = padding
     (top, bottom), (left, right) = pads
     down, across = window_strides
-    window = _Window(((int(top), int(bottom)), (int(left), int(right))), (int(down), int(across)))
+    precision = options.get("precision") or jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    window = _Window(
+        ((int(top), int(bottom)), (int(left), int(right))), (int(down), int(across)), precision
+    )
     return _correlate(lhs, rhs, window)
 
 
@@ -80,45 +98,31 @@ def _channels_last(lhs: Array, rhs: Array, numbers: Any) -> bool:
     return canonical == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _DIMENSIONS)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _correlate(x: Array, w: Array, window: _Window) -> Array:
-    return lax.platform_dependent(
-        x,
-        w,
-        cpu=functools.partial(_matmul_correlate, window=window),
-        default=functools.partial(_lax_correlate, window=window),
-    )
-
-
-def _correlate_forward(x: Array, w: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
-    return _correlate(x, w, window), (x, w)
-
-
-def _correlate_backward(
-    window: _Window, saved: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
-    x, w = saved
-    return lax.platform_dependent(
-        x,
-        w,
-        g,
-        cpu=functools.partial(_matmul_gradients, window=window),
-        default=functools.partial(_lax_gradients, window=window),
-    )
-
-
-_correlate.defvjp(_correlate_forward, _correlate_backward)
+    return _correlation.bind(x, w, window=window, shape=())
 
 
 def _lax_correlate(x: Array, w: Array, *, window: _Window) -> Array:
     return lax.conv_general_dilated(
-        x, w, window.strides, window.pads, dimension_numbers=_DIMENSIONS
+        x,
+        w,
+        window.strides,
+        window.pads,
+        dimension_numbers=_DIMENSIONS,
+        precision=window.precision,
     )
 
 
-def _lax_gradients(x: Array, w: Array, g: Array, *, window: _Window) -> tuple[Array, Array]:
-    _, vjp = jax.vjp(functools.partial(_lax_correlate, window=window), x, w)
-    return vjp(g)
+def _lax_input_gradient(g: Array, w: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:
+    like = jax.ShapeDtypeStruct(shape, g.dtype)
+    (gx,) = jax.linear_transpose(lambda x: _lax_correlate(x, w, window=window), like)(g)
+    return gx
+
+
+def _lax_weight_gradient(x: Array, g: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:
+    like = jax.ShapeDtypeStruct(shape, x.dtype)
+    (gw,) = jax.linear_transpose(lambda w: _lax_correlate(x, w, window=window), like)(g)
+    return gw
 
 
 # The CPU path. Building all patches of an input is slow, and so is adding up kh * kw
@@ -213,7 +217,7 @@ def _blocked(x: Array, axis: int, size: int) -> Array:
 def _matmul_correlate(x: Array, w: Array, *, window: _Window) -> Array:
     if window.strides != (1, 1):
         x, w = _without_strides(x, w, window)
-        window = _Window(((0, 0), (0, 0)))
+        window = _PLAIN
     pads = window.pads
     n, h, width, c = x.shape
     kh, kw, _, d = w.shape
@@ -239,21 +243,42 @@ def _matmul_correlate(x: Array, w: Array, *, window: _Window) -> Array:
     return _from_bits(y, x.dtype).reshape(n, ho, wo, d)
 
 
-def _matmul_gradients(x: Array, w: Array, g: Array, *, window: _Window) -> tuple[Array, Array]:
-    if window.strides != (1, 1):
-        plain, pull = jax.vjp(functools.partial(_without_strides, window=window), x, w)
-        return pull(_matmul_gradients(*plain, g, window=_Window(((0, 0), (0, 0)))))
-    kh, kw = w.shape[:2]
+def _full_pads(window: _Window, kernel: tuple[int, ...]) -> _Pads:
+    """Zeros around the cotangent for the gradient of the input, at stride 1."""
     (top, bottom), (left, right) = window.pads
-    full = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-    if min(full[0] + full[1]) < 0:
+    kh, kw = kernel[:2]
+    return (kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)
+
+
+def _matmul_input_gradient(g: Array, w: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:
+    if window.strides != (1, 1):
+        like = jnp.zeros(shape, g.dtype)
+        (x, w), pull = jax.vjp(functools.partial(_without_strides, window=window), like, w)
+        gx = _matmul_input_gradient(g, w, window=_PLAIN, shape=x.shape)
+        return pull((gx, jnp.zeros_like(w)))[0]
+    pads = _full_pads(window, w.shape)
+    if min(pads[0] + pads[1]) < 0:
         # Padding wider than the kernel would crop the cotangent.
-        return _lax_gradients(x, w, g, window=window)
-    gx = _matmul_correlate(g, w[::-1, ::-1].swapaxes(2, 3), window=_Window(full))
-    return gx, _matmul_weight_gradient(x, g, kh, kw, window.pads).astype(w.dtype)
+        return _lax_input_gradient(g, w, window=window, shape=shape)
+    return _matmul_correlate(g, w[::-1, ::-1].swapaxes(2, 3), window=_Window(pads))
 
 
-def _matmul_weight_gradient(x: Array, g: Array, kh: int, kw: int, pads: _Pads) -> Array:
+def _matmul_weight_gradient(
+    x: Array, g: Array, *, window: _Window, shape: tuple[int, ...]
+) -> Array:
+    if window.strides != (1, 1):
+        like = jnp.zeros(shape, x.dtype)
+        (x, w), pull = jax.vjp(functools.partial(_without_strides, window=window), x, like)
+        gw = _matmul_weight_gradient(x, g, window=_PLAIN, shape=w.shape)
+        return pull((jnp.zeros_like(x), gw))[1]
+    pads = _full_pads(window, shape)
+    if min(pads[0] + pads[1]) < 0:
+        return _lax_weight_gradient(x, g, window=window, shape=shape)
+    return _sum_of_products(x, g, shape[0], shape[1], window.pads).astype(x.dtype)
+
+
+def _sum_of_products(x: Array, g: Array, kh: int, kw: int, pads: _Pads) -> Array:
+    """The gradient of a kernel at stride 1, in float32."""
     n, h, width, c = x.shape
     _, ho, wo, d = g.shape
     rows = kh if kh >= _STACKED_ROWS else 1
@@ -277,3 +302,117 @@ def _matmul_weight_gradient(x: Array, g: Array, kh: int, kw: int, pads: _Pads) -
     # [shifted rows * kw, d, stacked rows, c] -> [kh, kw, c, d]
     gradient = jnp.stack(sums).reshape(kh // rows, kw, d, rows, c)
     return gradient.transpose(0, 3, 1, 4, 2).reshape(kh, kw, c, d)
+
+
+# The primitives. Every one takes ``window`` and the ``shape`` of what it gives, which a
+# correlation knows from its operands.
+
+
+def _correlated_shape(x: Any, w: Any, *, window: _Window, shape: tuple[int, ...]) -> Any:  # noqa: ARG001
+    # Shapes and types that do not fit raise what they raise there.
+    found = jax.eval_shape(functools.partial(_lax_correlate, window=window), x, w)
+    return ShapedArray(found.shape, found.dtype)
+
+
+def _given_shape(a: Any, b: Any, *, window: _Window, shape: tuple[int, ...]) -> Any:  # noqa: ARG001
+    return ShapedArray(shape, jnp.result_type(a, b))
+
+
+def _shapeless(function: Callable[..., Array]) -> Callable[..., Array]:
+    def without_shape(x: Array, w: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:  # noqa: ARG001
+        return function(x, w, window=window)
+
+    return without_shape
+
+
+def _bilinear(
+    name: str,
+    shape_of: Callable[..., Any],
+    on_cpu: Callable[..., Array],
+    elsewhere: Callable[..., Array],
+) -> Primitive:
+    primitive = Primitive(f"jaxpoison_{name}")
+    primitive.def_abstract_eval(shape_of)
+    # Outside of jit, too, the platform decides.
+    primitive.def_impl(functools.partial(_run_compiled, primitive))
+    mlir.register_lowering(primitive, mlir.lower_fun(elsewhere, multiple_results=False))
+    mlir.register_lowering(
+        primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu"
+    )
+    batching.primitive_batchers[primitive] = functools.partial(_batched, primitive)
+    return primitive
+
+
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("window", "shape"))
+def _run(primitive: Primitive, a: Array, b: Array, *, window: _Window, shape: Any) -> Array:
+    return primitive.bind(a, b, window=window, shape=shape)
+
+
+def _run_compiled(primitive: Primitive, a: Array, b: Array, **options: Any) -> Array:
+    # Where JAX is told not to compile, a primitive would be run by binding it, and so on.
+    with jax.disable_jit(False):
+        return _run(primitive, a, b, **options)
+
+
+def _batched(
+    primitive: Primitive, operands: Any, axes: Any, *, window: _Window, shape: Any
+) -> tuple[Array, int]:
+    a, b = operands
+    if axes[1] is None and primitive is not _weight_gradient:
+        # One kernel for all: its images are those of one larger batch.
+        a = jnp.moveaxis(a, axes[0], 0)
+        merged = a.reshape(-1, *a.shape[2:])
+        whole = (len(merged), *shape[1:]) if shape else ()
+        found = primitive.bind(merged, b, window=window, shape=whole)
+        return found.reshape(*a.shape[:2], *found.shape[1:]), 0
+    size = next(x.shape[k] for x, k in zip(operands, axes, strict=True) if k is not None)
+
+    def one(index: Array) -> Array:
+        picked = [
+            x if k is None else lax.dynamic_index_in_dim(x, index, k, keepdims=False)
+            for x, k in zip((a, b), axes, strict=True)
+        ]
+        return primitive.bind(*picked, window=window, shape=shape)
+
+    return lax.map(one, jnp.arange(size)), 0
+
+
+_correlation = _bilinear(
+    "correlation",
+    _correlated_shape,
+    _shapeless(_matmul_correlate),
+    _shapeless(_lax_correlate),
+)
+_input_gradient = _bilinear(
+    "input_gradient", _given_shape, _matmul_input_gradient, _lax_input_gradient
+)
+_weight_gradient = _bilinear(
+    "weight_gradient", _given_shape, _matmul_weight_gradient, _lax_weight_gradient
+)
+
+# <g, x * w> is linear in all three: its derivative by each is a map of the other two.
+
+
+def _toward_input(g: Array, x: Any, w: Array, *, window: _Window, shape: Any) -> Array:  # noqa: ARG001
+    return _input_gradient.bind(g, w, window=window, shape=x.aval.shape)
+
+
+def _toward_weight(g: Array, x: Array, w: Any, *, window: _Window, shape: Any) -> Array:  # noqa: ARG001
+    return _weight_gradient.bind(x, g, window=window, shape=w.aval.shape)
+
+
+ad.defbilinear(_correlation, _toward_input, _toward_weight)
+ad.defbilinear(
+    _input_gradient,
+    lambda gx, g, w, *, window, shape: _correlate(gx, w, window),  # noqa: ARG005
+    lambda gx, g, w, *, window, shape: _weight_gradient.bind(  # noqa: ARG005
+        gx, g, window=window, shape=w.aval.shape
+    ),
+)
+ad.defbilinear(
+    _weight_gradient,
+    lambda gw, x, g, *, window, shape: _input_gradient.bind(  # noqa: ARG005
+        g, gw, window=window, shape=x.aval.shape
+    ),
+    lambda gw, x, g, *, window, shape: _correlate(x, gw, window),  # noqa: ARG005
+)

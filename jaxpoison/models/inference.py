@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
+from jaxpoison._code import described
+from jaxpoison._precision import in_full_precision
 from jaxpoison.models.surgery import Path, find_module, replace_modules
 from jaxpoison.parallel import map_batches, over_devices
 
@@ -31,6 +34,49 @@ def parameter_count(model: nnx.Module) -> int:
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
+def fingerprint(model: nnx.Module) -> str:
+    """A hash of what a model is made of: its modules' kinds, places and options, and its arrays.
+
+    Equal for equal models, in other processes too, in training and in evaluation mode.
+    """
+    digest = hashlib.sha256()
+    for path, module in sorted(nnx.iter_modules(model), key=lambda found: str(found[0])):
+        options = {
+            name: described(value)
+            for name, value in sorted(vars(module).items())
+            if not name.startswith("_") and name not in _MODES and not _holds_state(value)
+        }
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        digest.update(f"{path} {kind} {options};".encode())
+    for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(model))):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def kinds_of(model: nnx.Module) -> tuple[type, ...]:
+    """The classes of a model's modules: whose code computes what it does."""
+    kinds = {type(module) for _, module in nnx.iter_modules(model)}
+    return tuple(sorted(kinds, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}"))
+
+
+# What differs between training and evaluation.
+_MODES = frozenset({"deterministic", "use_running_average"})
+
+
+def _holds_state(value: Any) -> bool:
+    return isinstance(value, nnx.Pytree | nnx.Variable | jax.Array | np.ndarray)
+
+
+def class_count(model: nnx.Module, images: UInt8[np.ndarray, "n h w c"]) -> int:
+    """The number of logits that a model gives for such images; nothing is computed."""
+    network, state = pure(model)
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    return jax.eval_shape(network, state, one).shape[-1]
+
+
 @dataclass(frozen=True)
 class PureModel:
     """A model as a pure function of its state; equal ones share compilations.
@@ -42,8 +88,8 @@ class PureModel:
     graph: nnx.GraphDef
 
     def __call__(self, state: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        """Logits from the model's state and images in [0, 1]."""
-        return nnx.merge(self.graph, state)(images)
+        """Logits from the model's state and images in [0, 1]; products are of float32."""
+        return in_full_precision(nnx.merge(self.graph, state))(images)
 
 
 def pure(model: nnx.Module) -> tuple[PureModel, PyTree]:
@@ -57,6 +103,7 @@ def pure(model: nnx.Module) -> tuple[PureModel, PyTree]:
 
 
 @partial(jax.jit, static_argnums=0)
+@in_full_precision
 def _logits(network: PureModel, state: PyTree, images: Array) -> Array:
     return over_devices(network)(state, images.astype(jnp.float32) / 255)
 
@@ -114,6 +161,7 @@ def layer_outputs(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@in_full_precision
 def _layer_outputs(graphdef: nnx.GraphDef, path: Path, state: nnx.State, images: Array) -> Array:
     def outputs(state: nnx.State, images: Array) -> Array:
         found: list[Array] = []

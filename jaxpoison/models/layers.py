@@ -45,32 +45,26 @@ def _windows(x: Array, k: int) -> Array:
     return x.reshape(n, h // k, k, w // k, k, c)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_pool(x: Array, k: int) -> Array:
     return _windows(x, k).max((2, 4))
 
 
-def _max_pool_forward(x: Array, k: int) -> tuple[Array, Array]:
-    windows = _windows(x, k)
+@_max_pool.defjvp
+def _max_pool_derivative(
+    k: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    windows = _windows(primals[0], k)
     best = windows[:, :, 0, :, 0]
     winner = jnp.zeros(best.shape, jnp.int32)
     for place in range(1, k * k):
         value = windows[:, :, place // k, :, place % k]
         winner = jnp.where(value > best, place, winner)
         best = jnp.maximum(value, best)
-    return best, winner
-
-
-def _max_pool_backward(k: int, winner: Array, g: Array) -> tuple[Array]:
-    rows = [
-        jnp.stack([jnp.where(winner == i * k + j, g, 0) for j in range(k)], axis=3)
-        for i in range(k)
-    ]
-    n, h, w, c = winner.shape
-    return (jnp.stack(rows, axis=2).reshape(n, h * k, w * k, c),)
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+    places = jnp.arange(k * k, dtype=jnp.int32).reshape(1, 1, k, 1, k, 1)
+    # One selection, whose transpose is one: slices would be padded and added, place by place.
+    chosen = places == winner[:, :, None, :, None]
+    return best, jnp.where(chosen, _windows(tangents[0], k), 0).sum((2, 4))
 
 
 class AvgPool(nnx.Module):
@@ -138,16 +132,22 @@ class Identity(nnx.Module):
 def _promote_all_but_bias(
     args: tuple[Any, ...], /, *, dtype: Any = None, inexact: bool = True
 ) -> Any:
-    """Lets a bias be added, and its gradient summed, in the parameter's own float32.
+    """Lets a bias be added in the parameter's own float32, and have no gradient.
 
-    XLA on CPUs sums bfloat16 cotangents a hundred times slower than float32 ones.
+    Batch normalisation takes it off again: all that its gradient holds is rounding, which
+    optimisers that divide by a gradient's size make steps of. Until batch statistics follow,
+    such steps move what the network gives, and differently on every number of devices.
     """
     *operands, bias = args
-    return (*promote_dtype(tuple(operands), dtype=dtype, inexact=inexact), bias)
+    promoted = promote_dtype(tuple(operands), dtype=dtype, inexact=inexact)
+    return (*promoted, None if bias is None else jax.lax.stop_gradient(bias))
 
 
 class ConvBlock(nnx.Module):
     """Convolution with bias, batch normalisation, ReLU.
+
+    The bias is the paper's. Batch normalisation takes it off again, so that it stays what it is:
+    its gradient is 0, in evaluation mode too.
 
     Args:
         in_features: Input channels.

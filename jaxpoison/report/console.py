@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from jaxpoison.pipeline import RunOutcome
-from jaxpoison.screening import ScanOutcome
+from jaxpoison.jobs.outcome import RepairOutcome, RunOutcome, ScanOutcome
 
 _SHOWN_CLASSES = 5
 
@@ -23,32 +21,33 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
         seconds: It took.
     """
     console = Console()
-    result = outcome.result
-    table = Table(title=f"Suspected images of class {result['config']['target']}")
+    table = Table(title=f"Suspected images of class {outcome.config.target}")
     table.add_column("detector")
     for name in ("ACC %", "TPR %", "TNR %", "suspects", "of", "seconds"):
         table.add_column(name, justify="right")
-    for name, row in result["detectors"].items():
-        clean, suspects = row["cluster_sizes"]
+    for name, found in outcome.findings.items():
+        clean, suspects = found.detection.cluster_sizes
+        rates = outcome.rates(name)
         table.add_row(
             name,
-            *(_percent(row[rate]) for rate in ("acc", "tpr", "tnr")),
+            *(_percent(share) for share in (rates.acc, rates.tpr, rates.tnr)),
             str(suspects),
             str(clean + suspects),
-            f"{row['seconds']:.1f}",
+            f"{found.detection.seconds:.1f}",
         )
     console.print(table)
-    told = {name: row for name, row in result["detectors"].items() if row["suspicious"] is not None}
-    calling = [name for name, row in told.items() if row["suspicious"]]
-    said = ", ".join(calling) or "no detector"
+    verdicts = {name: found.verdict.suspicious for name, found in outcome.findings.items()}
+    told = {name: suspicious for name, suspicious in verdicts.items() if suspicious is not None}
+    said = ", ".join(name for name, suspicious in told.items() if suspicious) or "no detector"
     console.print(
         f"the class looks attacked to {said} (of {len(told)} that can tell)", highlight=False
     )
-    line = f"test accuracy {_percent(result['model']['test_accuracy'])} %"
-    if result["attack"]["asr"] is not None:
-        line += f", attack success rate {_percent(result['attack']['asr'])} %"
-    if result["attack"]["masr"] is not None:
-        line += f", mean attack success rate {_percent(result['attack']['masr'])} %"
+    evaluation = outcome.evaluation
+    line = f"test accuracy {_percent(evaluation.test_accuracy)} %"
+    if evaluation.asr is not None:
+        line += f", attack success rate {_percent(evaluation.asr)} %"
+    if evaluation.masr is not None:
+        line += f", mean attack success rate {_percent(evaluation.masr)} %"
     console.print(f"{line}, {seconds:.0f} s", highlight=False)
     console.print(
         f"report: {workdir / 'report.html'}   suspects: {workdir / 'suspects.csv'}",
@@ -70,16 +69,17 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
     table.add_column("class")
     for name in ("suspicion", "silhouette", "suspects", "of"):
         table.add_column(name, justify="right")
-    for row in outcome.result["classes"][:_SHOWN_CLASSES]:
+    for scanned in outcome.classes[:_SHOWN_CLASSES]:
+        silhouette = scanned.finding.separation.silhouette
         table.add_row(
-            f"{row['class']} {row['name']}",
-            f"{row['suspicion']:.2f}",
-            "–" if row["silhouette"] is None else f"{row['silhouette']:.3f}",
-            str(row["suspects"]),
-            str(row["images"]),
+            f"{scanned.label} {outcome.data.train.class_names[scanned.label]}",
+            f"{scanned.suspicion:.2f}",
+            "–" if silhouette is None else f"{silhouette:.3f}",
+            str(scanned.finding.detection.cluster_sizes[1]),
+            str(len(scanned.members)),
         )
     console.print(table)
-    called = [str(row["class"]) for row in outcome.result["classes"] if row["suspicious"]]
+    called = [str(scanned.label) for scanned in outcome.classes if scanned.suspicious]
     console.print(
         f"suspicious: {', '.join(called) or 'none'} (of {len(outcome.classes)} classes), "
         f"{seconds:.0f} s",
@@ -88,5 +88,40 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
     console.print(f"report: {workdir / 'scan.html'}", highlight=False, soft_wrap=True)
 
 
-def _percent(share: Any) -> str:
+def print_repair(outcome: RepairOutcome, workdir: Path, seconds: float) -> None:
+    """Every network of a repair.
+
+    Args:
+        outcome: Of the repair.
+        workdir: Where its files are.
+        seconds: It took.
+    """
+    console = Console()
+    table = Table(title=f"Repair of class {outcome.config.target}")
+    table.add_column("network")
+    for name in ("training images", "test accuracy %", "ASR or MASR %", "taken out after it"):
+        table.add_column(name, justify="right")
+    for number, each in enumerate(outcome.rounds):
+        evaluation = each.evaluation
+        success = evaluation.masr if evaluation.asr is None else evaluation.asr
+        table.add_row(
+            "first" if number == 0 else f"round {number}",
+            str(len(each.train)),
+            _percent(evaluation.test_accuracy),
+            _percent(success),
+            "–" if each.removal is None else str(len(each.removal.images)),
+        )
+    console.print(table)
+    console.print(
+        f"{int(outcome.removed.sum())} images taken out; ended: {outcome.ended}, {seconds:.0f} s",
+        highlight=False,
+    )
+    console.print(
+        f"record: {workdir / 'repair.json'}   images: {workdir / 'removed.csv'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -11,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxpoison.detectors.detection import Detection
+from jaxpoison.gw.spaces import constant, measure_spaces
+from jaxpoison.jobs.outcome import ScannedClass
 from jaxpoison.lrp.balance import LayerBalance
-from jaxpoison.spaces import constant, measure_spaces
+from jaxpoison.training.fit import Epoch
 
 _CLEAN, _SUSPECT = "#3b6fb6", "#d1495b"
 
@@ -111,29 +112,34 @@ def _scores(axis: Axes, found: Detection, poisoned: Bool[np.ndarray, " n"] | Non
     axis.set_xlabel("score", fontsize=8)
 
 
-def class_ranking(rows: Sequence[dict[str, Any]]) -> Figure:
-    """How suspicious every class is, most suspicious first; suspicious from 1 on."""
-    figure = Figure(figsize=(7.0, 0.16 * len(rows) + 0.8), layout="constrained")
+def class_ranking(classes: Sequence[ScannedClass], names: Sequence[str]) -> Figure:
+    """How suspicious every class is, most suspicious first; suspicious from 1 on.
+
+    Args:
+        classes: What a scan found in each.
+        names: Names of all classes.
+    """
+    figure = Figure(figsize=(7.0, 0.16 * len(classes) + 0.8), layout="constrained")
     axis = figure.subplots()
-    colors = [_SUSPECT if row["suspicious"] else _CLEAN for row in rows]
-    axis.barh(range(len(rows)), [row["suspicion"] for row in rows], color=colors)
-    names = [f"{row['class']} {row['name']}" for row in rows]
-    axis.set_yticks(range(len(rows)), names, fontsize=6)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    colors = [_SUSPECT if scanned.suspicious else _CLEAN for scanned in classes]
+    axis.barh(range(len(classes)), [scanned.suspicion for scanned in classes], color=colors)
+    titles = [f"{scanned.label} {names[scanned.label]}" for scanned in classes]
+    axis.set_yticks(range(len(classes)), titles, fontsize=6)
+    axis.set_ylim(len(classes) - 0.5, -0.5)
     axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axis.set_xlabel("suspicion", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
     return figure
 
 
-def training_course(epochs: Sequence[dict[str, float]]) -> Figure:
+def training_course(epochs: Sequence[Epoch]) -> Figure:
     """Losses and accuracies by epoch."""
     figure = Figure(figsize=(6.8, 2.3), layout="constrained")
     axes = figure.subplots(1, 2)
     numbers = np.arange(1, len(epochs) + 1)
     for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
         for part, color in (("train", _CLEAN), ("validation", _SUSPECT)):
-            values = [e[f"{part}_{what}"] for e in epochs]
+            values = [getattr(epoch, f"{part}_{what}") for epoch in epochs]
             axis.plot(numbers, values, marker="o", markersize=3, color=color, label=part)
         axis.set_xlabel("epoch", fontsize=8)
         axis.set_title(what, fontsize=9)

@@ -14,10 +14,14 @@ from matplotlib.figure import Figure
 
 from jaxpoison._files import write_text
 from jaxpoison._sampling import evenly
-from jaxpoison.attributions import ATTRIBUTIONS, explain
-from jaxpoison.pipeline import RunOutcome
+from jaxpoison.evidence.verdict import SUSPICIOUS_FROM
+from jaxpoison.jobs.config import RunConfig
+from jaxpoison.jobs.outcome import RunOutcome, ScanOutcome
+from jaxpoison.jobs.records import config_record
+from jaxpoison.lrp.attributions import ATTRIBUTIONS, explain
+from jaxpoison.metrics import detection_rates
 from jaxpoison.report.figures import class_ranking, cluster_map, examples, training_course
-from jaxpoison.screening import ScanOutcome
+from jaxpoison.training.protocols import TrainConfig
 
 _EXAMPLES = 4
 # Most classes whose images a scan shows.
@@ -31,19 +35,22 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
         path: The HTML file.
         outcome: What the run found.
     """
-    template = _template("report.html.jinja")
-    names = outcome.splits.train.class_names
-    config = outcome.result["config"]
+    names, config = outcome.data.train.class_names, outcome.config
+    detections = {name: found.detection for name, found in outcome.findings.items()}
     write_text(
         path,
-        template.render(
-            result=outcome.result,
-            target_name=names[config["target"]],
+        _template("report.html.jinja").render(
+            outcome=outcome,
+            data_name=Path(config.data).name,
+            settings=_settings(config, outcome.trained.settings),
+            target_name=names[config.target],
             trigger=_trigger(config),
-            source_name=None if config["source"] is None else names[config["source"]],
+            source_name=_source_name(outcome),
+            poisoned_images=None if outcome.poisoned is None else int(outcome.poisoned.sum()),
+            rates={name: outcome.rates(name) for name in outcome.findings},
             example_figures=_example_figures(outcome),
-            cluster_figure=cluster_map(outcome.detections, outcome.poisoned),
-            training_figure=training_course(outcome.history),
+            cluster_figure=cluster_map(detections, outcome.poisoned) if detections else None,
+            training_figure=training_course(outcome.trained.history.epochs),
             disagreements=_disagreements(outcome),
         ),
     )
@@ -56,30 +63,58 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
         path: The HTML file.
         outcome: What the scan found.
     """
-    shown = [of for of in outcome.classes if of.suspicious] or outcome.classes[:1]
+    train = outcome.data.train
+    shown = [scanned for scanned in outcome.classes if scanned.suspicious] or outcome.classes[:1]
     pictures = []
-    for of in shown[:_CLASSES]:
-        name, suspects = outcome.train.class_names[of.label], of.detection.suspects
+    for scanned in shown[:_CLASSES]:
+        name, suspects = train.class_names[scanned.label], scanned.finding.detection.suspects
         for title, group in (("suspects", suspects), ("others", ~suspects)):
-            members = of.members[group]
+            members = scanned.members[group]
             if not len(members):
                 continue
             rows = members[evenly(len(members), 2 * _EXAMPLES)]
-            images, labels = outcome.train.images[rows], outcome.train.labels[rows]
-            method = ATTRIBUTIONS[outcome.attribution]()
-            relevance = explain(outcome.model, images, labels, method=method).relevance
-            titles = [Path(outcome.train.ids[row]).name for row in rows]
+            images, labels = train.images[rows], train.labels[rows]
+            method = ATTRIBUTIONS[outcome.config.attribution]()
+            relevance = explain(outcome.trained.model, images, labels, method=method).relevance
+            titles = [Path(train.ids[row]).name for row in rows]
             pictures.append(
-                (f"Class {of.label} ({name}), {title}", examples(images, relevance, titles))
+                (f"Class {scanned.label} ({name}), {title}", examples(images, relevance, titles))
             )
+    rates = None
+    if outcome.data.backdoor is not None:
+        rates = detection_rates(outcome.called, train.poisoned)
     write_text(
         path,
         _template("scan.html.jinja").render(
-            result=outcome.result,
-            ranking_figure=class_ranking(outcome.result["classes"]),
+            outcome=outcome,
+            names=train.class_names,
+            data_name=Path(outcome.config.data).name,
+            thresholds={k: SUSPICIOUS_FROM[k] for k in outcome.detectors},
+            rates=rates,
+            ranking_figure=class_ranking(outcome.classes, train.class_names),
             example_figures=pictures,
         ),
     )
+
+
+def _settings(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
+    """Name and value of every setting that plays a part, one level deep."""
+    record = config_record(config, settings)
+    left_out = {"schema", *config.unused()}
+    flat = {}
+    for part in record.values():
+        part = {name: value for name, value in part.items() if name not in left_out}
+        for name, value in part.items():
+            inner = value.items() if isinstance(value, dict) else ()
+            flat |= {f"{name} {key}": each for key, each in inner} or {name: value}
+    return flat
+
+
+def _source_name(outcome: RunOutcome) -> str | None:
+    backdoor = outcome.data.backdoor
+    if backdoor is None or backdoor.source is None:
+        return None
+    return outcome.data.train.class_names[backdoor.source]
 
 
 def _template(name: str) -> Template:
@@ -91,12 +126,12 @@ def _template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _trigger(config: dict[str, Any]) -> str:
+def _trigger(config: RunConfig) -> str:
     """What marks poisoned images, in words."""
-    if config["trigger"] == "amplitude":
-        where = "all corners" if config["four_corners"] else "the lower right corner"
-        return f"a 3×3 pattern of amplitude {config['amplitude']} in {where}"
-    return f"a {config['sticker_size']}×{config['sticker_size']} sticker"
+    if config.trigger == "amplitude":
+        where = "all corners" if config.four_corners else "the lower right corner"
+        return f"a 3×3 pattern of amplitude {config.amplitude} in {where}"
+    return f"a {config.sticker_size}×{config.sticker_size} sticker"
 
 
 def _example_figures(outcome: RunOutcome) -> list[tuple[str, Figure]]:
@@ -105,25 +140,26 @@ def _example_figures(outcome: RunOutcome) -> list[tuple[str, Figure]]:
     if poisoned is not None:
         groups = [("Poisoned images", poisoned), ("Clean images", ~poisoned)]
     else:
-        ranking = next(reversed(outcome.detections.values()), None)
+        ranking = next(reversed(outcome.findings.values()), None)
         if ranking is None:
-            groups = [("Images", np.ones(len(outcome.suspected), bool))]
+            groups = [("Images", np.ones(len(outcome.explained.members), bool))]
         else:
-            groups = [("Suspects", ranking.suspects), ("Others", ~ranking.suspects)]
-    train = outcome.splits.train
+            suspects = ranking.detection.suspects
+            groups = [("Suspects", suspects), ("Others", ~suspects)]
+    train = outcome.data.train
     figures = []
     for title, members in groups:
         index = np.flatnonzero(members)
         if not len(index):
             continue
         chosen = index[evenly(len(index), 2 * _EXAMPLES)]
-        rows = outcome.suspected[chosen]
+        rows = outcome.explained.members[chosen]
         figures.append(
             (
                 title,
                 examples(
                     train.images[rows],
-                    outcome.relevance[chosen],
+                    outcome.explained.relevance[chosen],
                     [Path(train.ids[row]).name for row in rows],
                 ),
             )
@@ -139,10 +175,10 @@ def _disagreements(outcome: RunOutcome) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "missed": int((poisoned & ~found.suspects).sum()),
-            "false_alarms": int((~poisoned & found.suspects).sum()),
+            "missed": int((poisoned & ~found.detection.suspects).sum()),
+            "false_alarms": int((~poisoned & found.detection.suspects).sum()),
         }
-        for name, found in outcome.detections.items()
+        for name, found in outcome.findings.items()
     ]
 
 

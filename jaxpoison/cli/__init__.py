@@ -1,0 +1,3 @@
+"""The command line."""
+
+from jaxpoison.cli.commands import main as main

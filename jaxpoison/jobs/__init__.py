@@ -1,0 +1,1 @@
+"""Jobs from data to records: run, scan, explain, repair."""

@@ -1,0 +1,113 @@
+"""Every training image explained, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxpoison._code import described
+from jaxpoison._files import replace_file, write_json, write_text
+from jaxpoison._progress import Bar
+from jaxpoison.datasets.dataset import Dataset
+from jaxpoison.jobs.artefact import Artefact
+from jaxpoison.jobs.config import RunConfig
+from jaxpoison.jobs.explaining import explain_part
+from jaxpoison.jobs.outcome import Trained
+from jaxpoison.jobs.prepare import prepare, train_model
+from jaxpoison.jobs.records import csv_text
+from jaxpoison.jobs.stages import WorkDirectory
+from jaxpoison.lrp.attributions import ATTRIBUTIONS
+from jaxpoison.models.inference import kinds_of
+
+# Images per stage.
+_PART = 2048
+
+
+def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> Path:
+    """Explains every training image towards its label; trains first where that is not done.
+
+    Works class by class with bounded memory; what is finished is not done again.
+    Leaves ``relevance.npy``, float32 ``[n, h, w]``, summed over channels, and
+    ``relevance.csv``, the images' ids and labels in the same order.
+
+    Args:
+        config: What to run; its detectors are not used.
+        workdir: Where results and stages are kept; that of a run serves.
+        progress: Show progress bars.
+
+    Returns:
+        The path of ``relevance.npy``.
+
+    Raises:
+        ValueError: The configuration does not fit the data, or another process works in the
+            directory.
+        FileNotFoundError: There are no data at the given path.
+    """
+    work = WorkDirectory(workdir)
+    output = workdir / "relevance.npy"
+    with work.job("explain"):
+        data, settings = prepare(config, work, progress)
+        write_json(workdir / "config.json", config.record())
+        trained = train_model(config.model, settings, data, work, progress)
+        train = data.train
+        with (
+            replace_file(output) as file,
+            Bar("explaining", len(train), unit="images", show=progress) as bar,
+        ):
+            shape = train.images.shape[:3]
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            heatmaps = np.memmap(file, "<f4", "r+", file.tell(), shape)
+            for label in np.unique(train.labels):
+                for members, part in class_parts(config, trained, train, int(label), work):
+                    heatmaps[members] = part.arrays["heatmaps"]
+                    bar.advance(len(members))
+            heatmaps.flush()
+        rows = [(name, int(label)) for name, label in zip(train.ids, train.labels, strict=True)]
+        write_text(workdir / "relevance.csv", csv_text(("id", "label"), rows))
+        work.finish(trained.stage)
+    return output
+
+
+def class_parts(
+    config: RunConfig, trained: Trained, train: Dataset, label: int, work: WorkDirectory
+) -> Iterator[tuple[Int[np.ndarray, " m"], Artefact]]:
+    """Explains the training images of one class, part by part; finished parts are read.
+
+    Args:
+        config: Which attribution.
+        trained: The network.
+        train: Training images.
+        label: The class, towards which its images are explained.
+        work: Where the parts are kept.
+
+    Yields:
+        Indices of some images, and a stage with their ``heatmaps``, summed over channels.
+    """
+    members = np.flatnonzero(train.labels == label)
+    for start in range(0, len(members), _PART):
+        part = members[start : start + _PART]
+        some = train.take(part)
+        yield (
+            part,
+            work.stage(
+                f"explain-class-{label:04d}-{start // _PART:03d}",
+                {
+                    "train": trained.stage.key,
+                    "attribution": described(ATTRIBUTIONS[config.attribution]()),
+                    "label": label,
+                    "images": some.fingerprint,
+                },
+                partial(explain_part, trained.model, some.images, label, config.attribution),
+                code=(
+                    explain_part,
+                    type(ATTRIBUTIONS[config.attribution]()),
+                    *kinds_of(trained.model),
+                ),
+            ),
+        )

@@ -1,0 +1,251 @@
+"""What jobs find, typed; :mod:`jaxpoison.jobs.records` makes files of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Int
+
+from jaxpoison.datasets.dataset import Dataset, Splits
+from jaxpoison.detectors.detection import Detection
+from jaxpoison.evidence.retraining import ExclusiveRetraining
+from jaxpoison.evidence.separation import Separation
+from jaxpoison.evidence.verdict import CASCADE, Verdict, judged
+from jaxpoison.jobs.artefact import Artefact
+from jaxpoison.jobs.config import RepairConfig, RunConfig, ScanConfig
+from jaxpoison.jobs.evaluating import Evaluation
+from jaxpoison.jobs.explaining import ExplainedClass
+from jaxpoison.metrics import DetectionRates, detection_rates
+from jaxpoison.training.fit import History
+from jaxpoison.training.protocols import TrainConfig
+
+
+def versions_of(stages: Sequence[Artefact]) -> dict[str, str]:
+    """Of all stages; several where they ran with several."""
+    return {
+        name: ", ".join(sorted({stage.versions[name] for stage in stages}))
+        for name in stages[0].versions
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network, and how it was trained.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        history: Losses and accuracies by epoch.
+        settings: How it was trained.
+        stage: What the training left; its key stands for the network.
+    """
+
+    model: nnx.Module
+    history: History
+    settings: TrainConfig
+    stage: Artefact
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What one detector found in one class.
+
+    Attributes:
+        detector: The detector's name.
+        detection: How it splits the class.
+        separation: How far both clusters lie apart, in the detector's own distance.
+        seconds: Time taken, distances included.
+    """
+
+    detector: str
+    detection: Detection
+    separation: Separation
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What that says about the class."""
+        return judged(self.detector, self.separation)
+
+
+@dataclass(frozen=True, eq=False)
+class RunOutcome:
+    """What a run found, and what a report shows.
+
+    Attributes:
+        config: What was run.
+        data: The data the network was trained on, with the truth where it is known.
+        trained: The network.
+        evaluation: How well it does, and the attack on it.
+        explained: The searched class.
+        findings: What each detector found in it, by name.
+        stages: What all stages left; they know their versions.
+    """
+
+    config: RunConfig
+    data: Splits
+    trained: Trained
+    evaluation: Evaluation
+    explained: ExplainedClass
+    findings: dict[str, Finding]
+    stages: tuple[Artefact, ...]
+
+    @property
+    def poisoned(self) -> Bool[np.ndarray, " n"] | None:
+        """Which of the searched images are poisoned, where that is known."""
+        known = self.data.train.poisoned
+        return None if known is None else known[self.explained.members]
+
+    def rates(self, detector: str) -> DetectionRates:
+        """How right a detector's suspects are; all ``None`` where the truth is not known."""
+        return detection_rates(self.findings[detector].detection.suspects, self.poisoned)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of Python, packages and platform when the stages ran; several where they differed."""
+        return versions_of(self.stages)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time that every stage took when it ran."""
+        return {
+            "train": self.trained.stage.seconds,
+            "evaluate": self.evaluation.seconds,
+            "explain": self.explained.seconds,
+            **{name: found.detection.seconds for name, found in self.findings.items()},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ScannedClass:
+    """What a scan found in one class.
+
+    Attributes:
+        label: The class.
+        members: Indices of its training images.
+        finding: What the last detector that looked at it found.
+    """
+
+    label: int
+    members: Int[np.ndarray, " n"]
+    finding: Finding
+
+    @property
+    def suspicion(self) -> float:
+        """How suspicious the class is; from 1 on it is called attacked."""
+        found = self.finding.verdict.suspicion
+        if found is None:
+            raise ValueError(f"{self.finding.detector} cannot tell whether a class is attacked")
+        return found
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the class is called attacked."""
+        return self.finding.verdict.suspicious is True
+
+
+@dataclass(frozen=True, eq=False)
+class ScanOutcome:
+    """What a scan found, and what its report shows.
+
+    Attributes:
+        config: What was run.
+        options: How all classes were searched.
+        data: The data the network was trained on, with the truth where it is known.
+        trained: The network.
+        classes: All classes, the most suspicious first.
+        left_out: Classes of too few images.
+        seconds: Time taken, by what it was taken for.
+    """
+
+    config: RunConfig
+    options: ScanConfig
+    data: Splits
+    trained: Trained
+    classes: tuple[ScannedClass, ...]
+    left_out: tuple[int, ...]
+    seconds: dict[str, float]
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """Names of the detectors that looked at classes, in the order in which they did."""
+        return CASCADE if self.options.detector == "cascade" else (self.options.detector,)
+
+    @property
+    def called(self) -> Bool[np.ndarray, " n"]:
+        """Which training images are called poisoned: the suspects of suspicious classes."""
+        called = np.zeros(len(self.data.train), bool)
+        for scanned in self.classes:
+            if scanned.suspicious:
+                called[scanned.members] = scanned.finding.detection.suspects
+        return called
+
+    @property
+    def rank(self) -> int | None:
+        """The attacked class's place among all, from 1 on; ``None`` where that is not known."""
+        if self.data.backdoor is None:
+            return None
+        order = [scanned.label for scanned in self.classes]
+        target = self.data.backdoor.target
+        return order.index(target) + 1 if target in order else None
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """Images that were taken out of a network's training images.
+
+    Attributes:
+        by_detector: How many the detector suspected.
+        images: Them, and those with activations like theirs.
+        validation: The validation images like them, taken out too.
+        judged: What the next network called the training images.
+    """
+
+    by_detector: int
+    images: Dataset
+    validation: Dataset
+    judged: ExclusiveRetraining
+
+
+@dataclass(frozen=True, eq=False)
+class RepairRound:
+    """One network of a repair.
+
+    Attributes:
+        train: What it was trained on.
+        evaluation: How well it does, and the attack on it.
+        removal: What was taken out after it; ``None`` for the last.
+    """
+
+    train: Dataset
+    evaluation: Evaluation
+    removal: Removal | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RepairOutcome:
+    """What a repair took out, and what came of it.
+
+    Attributes:
+        config: What was run.
+        options: How data were repaired.
+        data: The data before the repair.
+        settings: How all networks were trained.
+        removed: Which training images were taken out, and stay out.
+        ended: Why it ended.
+        rounds: All networks, the first included.
+        kept: Index of the last network whose removal stands.
+        versions: Of Python, packages and platform.
+    """
+
+    config: RunConfig
+    options: RepairConfig
+    data: Splits
+    settings: TrainConfig
+    removed: Bool[np.ndarray, " n"]
+    ended: str
+    rounds: tuple[RepairRound, ...]
+    kept: int
+    versions: dict[str, str]

@@ -1,0 +1,248 @@
+"""The first stages of every job: data, attack, training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jaxpoison.attacks.backdoor import standard_backdoor
+from jaxpoison.attacks.label_consistent import label_consistent_backdoor
+from jaxpoison.attacks.pgd import perturbed
+from jaxpoison.attacks.triggers import AmplitudePattern, Sticker, Trigger
+from jaxpoison.datasets.cache import cache_directory
+from jaxpoison.datasets.dataset import Splits
+from jaxpoison.datasets.loading import load_data
+from jaxpoison.jobs.artefact import Artefact, Made
+from jaxpoison.jobs.config import RunConfig
+from jaxpoison.jobs.outcome import Trained
+from jaxpoison.jobs.stages import WorkDirectory, stage_key
+from jaxpoison.models.checkpoint import load_model, save_model
+from jaxpoison.models.inference import fingerprint, kinds_of, pure
+from jaxpoison.models.named import MODELS
+from jaxpoison.training.fit import Epoch, History, fit
+from jaxpoison.training.protocols import TrainConfig, protocol
+
+# Seed of the network that perturbs images: one for all runs, and none of theirs.
+SURROGATE_SEED = 20_000
+
+
+def prepare(config: RunConfig, work: WorkDirectory, progress: bool) -> tuple[Splits, TrainConfig]:
+    """Loads the data and attacks them.
+
+    Returns:
+        The data, and how to train on them.
+
+    Raises:
+        ValueError: The configuration does not fit the data.
+        FileNotFoundError: There are no data at the given path.
+    """
+    clean = _loaded(config, progress)
+    data = _attacked(config, clean, work, progress)
+    return data, settings_for(config, data, config.seed)
+
+
+def _loaded(config: RunConfig, progress: bool) -> Splits:
+    return load_data(config.data, image_size=config.image_size, seed=config.seed, progress=progress)
+
+
+def settings_for(config: RunConfig, splits: Splits, seed: int) -> TrainConfig:
+    """How a configuration trains on given data."""
+    return protocol(
+        config.protocol,
+        len(splits.train),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seed=seed,
+    )
+
+
+def _attacked(config: RunConfig, clean: Splits, work: WorkDirectory, progress: bool) -> Splits:
+    if config.attack == "none":
+        return clean
+    trigger, test_trigger = _triggers(config)
+    if config.attack == "standard":
+        return standard_backdoor(
+            clean,
+            source=config.source,
+            target=config.target,
+            rate=config.rate,
+            trigger=trigger,
+            test_trigger=test_trigger,
+            seed=config.seed,
+        )
+    return label_consistent_backdoor(
+        clean,
+        partial(_perturb, config, clean, work, progress),
+        target=config.target,
+        rate=config.rate,
+        trigger=trigger,
+        test_trigger=test_trigger,
+        seed=config.seed,
+    )
+
+
+def _triggers(config: RunConfig) -> tuple[Trigger, Trigger]:
+    """What marks training images, and what marks test images."""
+    if config.trigger == "sticker":
+        return Sticker(config.sticker_size), Sticker(config.sticker_size)
+    pattern = AmplitudePattern(config.amplitude, config.trigger_distance, config.four_corners)
+    return pattern, pattern.full
+
+
+def _perturb(
+    config: RunConfig,
+    clean: Splits,
+    work: WorkDirectory,
+    progress: bool,
+    images: np.ndarray,
+    labels: np.ndarray,
+) -> np.ndarray:
+    """Images perturbed by the network that was trained on the clean data."""
+
+    def make(_: Path) -> Made:
+        network, state = pure(_surrogate(config, clean, progress))
+        title = "perturbing" if progress else None
+        moved = perturbed(network, state, images, labels, config.pgd, progress=title)
+        return Made({}, {"images": moved})
+
+    settings = settings_for(config, clean, SURROGATE_SEED)
+    depends = {
+        "surrogate": _training_key(config.model, settings, clean),
+        "images": hashlib.sha256(images.tobytes()).hexdigest(),
+        "pgd": dataclasses.asdict(config.pgd),
+    }
+    return work.stage("perturb", depends, make, code=(perturbed, pure)).arrays["images"]
+
+
+def clean_network(config: RunConfig, *, progress: bool = False) -> tuple[nnx.Module, Splits]:
+    """The network trained on the data before the attack, by the configuration's schedule.
+
+    It perturbs the images of the label-consistent attack, and says what any network makes
+    of triggered images. It is trained once, and then cached.
+
+    Args:
+        config: Which data, network and schedule; its attack plays no part.
+        progress: Show progress bars.
+
+    Returns:
+        The network, and the data it was trained on.
+
+    Raises:
+        ValueError: The configuration does not fit the data.
+        FileNotFoundError: There are no data at the given path.
+    """
+    clean = _loaded(config, progress)
+    return _surrogate(config, clean, progress), clean
+
+
+def _surrogate(config: RunConfig, clean: Splits, progress: bool) -> nnx.Module:
+    settings = settings_for(config, clean, SURROGATE_SEED)
+    key = _training_key(config.model, settings, clean)
+    cached = WorkDirectory(cache_directory() / "networks" / key[:24])
+    with cached.locked(wait=True):
+        return train_model(config.model, settings, clean, cached, progress).model
+
+
+def _network(name: str, settings: TrainConfig, splits: Splits) -> nnx.Module:
+    return MODELS[name](splits.train.num_classes, rngs=nnx.Rngs(settings.seed))
+
+
+def _training_depends(
+    name: str, model: nnx.Module, settings: TrainConfig, splits: Splits
+) -> dict[str, Any]:
+    """What decides a training.
+
+    Args:
+        name: The network's in ``MODELS``.
+        model: The network before it.
+        settings: How it is trained.
+        splits: What it is trained on.
+    """
+    return {
+        "data": [splits.train.fingerprint, splits.validation.fingerprint],
+        "model": name,
+        "network": fingerprint(model),
+        "classes": splits.train.num_classes,
+        "settings": dataclasses.asdict(settings),
+    }
+
+
+def _training_key(name: str, settings: TrainConfig, splits: Splits) -> str:
+    model = _network(name, settings, splits)
+    return stage_key(_training_depends(name, model, settings, splits), (fit, *kinds_of(model)))
+
+
+def train_model(
+    name: str, settings: TrainConfig, splits: Splits, work: WorkDirectory, progress: bool
+) -> Trained:
+    """Trains a network, or reads the one the work directory holds.
+
+    Args:
+        name: The network's name in ``MODELS``.
+        settings: How to train; its seed is that of the first parameters too.
+        splits: Training and validation images.
+        work: Where the trained network is kept, and checkpoints while it trains.
+        progress: Show a progress bar.
+    """
+    model = _network(name, settings, splits)
+
+    def make(folder: Path) -> Made:
+        history = fit(
+            model,
+            splits.train,
+            splits.validation,
+            settings,
+            checkpoints=folder / "checkpoints",
+            progress=progress,
+        )
+        save_model(folder / "model", model)
+        record = dataclasses.asdict(history)
+        # A resumed training took the sum of its epochs, not the time since it resumed.
+        return Made(record, {}, sum(e.seconds for e in history.epochs))
+
+    depends = _training_depends(name, model, settings, splits)
+
+    def stage() -> Artefact:
+        return work.stage("train", depends, make, code=(fit, *kinds_of(model)))
+
+    trained = stage()
+    # Only now: a checkpoint that is half removed would be taken for one.
+    shutil.rmtree(trained.folder / "checkpoints", ignore_errors=True)
+    try:
+        load_model(trained.folder / "model", model)
+    except (FileNotFoundError, ValueError):
+        # Damaged: made again.
+        (trained.folder / "stage.json").unlink()
+        trained = stage()
+    history = History(
+        tuple(Epoch(**epoch) for epoch in trained.values["epochs"]), trained.values["best"]
+    )
+    return Trained(model, history, settings, trained)
+
+
+def trained_network(workdir: Path) -> nnx.Module:
+    """The network that the last job in a work directory trained or used, in evaluation mode.
+
+    Args:
+        workdir: Of ``jaxpoison run``, ``scan``, ``explain`` or ``repair``.
+
+    Raises:
+        FileNotFoundError: No job has ended there.
+    """
+    work = WorkDirectory(workdir) if workdir.is_dir() else None
+    jobs = work.finished() if work else []
+    if work is None or not jobs:
+        raise FileNotFoundError(f"no job has ended in {workdir}: run jaxpoison run first")
+    folder = work.folder("train", jobs[-1]["network"])
+    depends = json.loads((folder / "stage.json").read_text())["depends"]
+    model = MODELS[depends["model"]](depends["classes"], rngs=nnx.Rngs(0))
+    load_model(folder / "model", model)
+    return model

@@ -1,0 +1,254 @@
+"""The records that jobs leave for others: JSON and CSV, made from typed outcomes at the edge.
+
+Nothing in the package reads them again, but for ``config.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from jaxpoison.datasets.dataset import Dataset
+from jaxpoison.evidence.verdict import SUSPICIOUS_FROM
+from jaxpoison.jobs.config import RunConfig
+from jaxpoison.jobs.evaluating import Evaluation
+from jaxpoison.jobs.outcome import (
+    Finding,
+    Removal,
+    RepairOutcome,
+    RepairRound,
+    RunOutcome,
+    ScannedClass,
+    ScanOutcome,
+)
+from jaxpoison.metrics import DetectionRates, detection_rates
+from jaxpoison.training.protocols import TrainConfig
+
+SCHEMA = 2
+
+
+def config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
+    """The configuration, its data by their name alone, and how it trains."""
+    training = dataclasses.asdict(settings)
+    return {
+        "config": {**config.record(), "data": Path(config.data).name},
+        "training": {key: training[key] for key in _TRAINING},
+    }
+
+
+_TRAINING = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "patience",
+    "compute_dtype",
+    "seed",
+)
+
+
+def run_record(outcome: RunOutcome) -> dict[str, Any]:
+    """The content of ``result.json``."""
+    explained, evaluation = outcome.explained, outcome.evaluation
+    return {
+        "schema": SCHEMA,
+        **config_record(outcome.config, outcome.trained.settings),
+        "model": _model_record(evaluation),
+        "attack": {**_attack_record(evaluation), "poisoned_images": _count(outcome.poisoned)},
+        "suspected_class": {
+            "images": len(explained.members),
+            "negative_logits": explained.negative_logits,
+            "largest_absorbed_share": explained.largest_absorbed_share,
+            "conservation": [dataclasses.asdict(row) for row in explained.balance] or None,
+        },
+        "detectors": {
+            name: _finding_record(found, outcome.rates(name))
+            for name, found in outcome.findings.items()
+        },
+        "seconds": outcome.seconds,
+        "versions": outcome.versions,
+    }
+
+
+def _model_record(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "test_accuracy": evaluation.test_accuracy,
+        "parameters": evaluation.parameters,
+    }
+
+
+def _attack_record(evaluation: Evaluation) -> dict[str, Any]:
+    by_class = {str(c): share for c, share in evaluation.per_class_asr.items()}
+    return {"asr": evaluation.asr, "masr": evaluation.masr, "per_class_asr": by_class or None}
+
+
+def _count(poisoned: Bool[np.ndarray, " n"] | None) -> int | None:
+    return None if poisoned is None else int(poisoned.sum())
+
+
+def _finding_record(found: Finding, rates: DetectionRates) -> dict[str, Any]:
+    detection = found.detection
+    return {
+        **dataclasses.asdict(rates),
+        "cluster_sizes": list(detection.cluster_sizes),
+        "seconds": detection.seconds,
+        "converged": detection.converged,
+        "silhouette": found.separation.silhouette,
+        "suspicious": found.verdict.suspicious,
+        **({"notes": detection.notes} if detection.notes else {}),
+    }
+
+
+def suspects_table(outcome: RunOutcome) -> str:
+    """The content of ``suspects.csv``: by image, every detector's cluster and score."""
+    train = outcome.data.train
+    header = ["id", "label"]
+    header += [f"{name}_{what}" for name in outcome.findings for what in ("cluster", "score")]
+    rows = []
+    for row, index in enumerate(outcome.explained.members):
+        cells: list[Any] = []
+        for found in outcome.findings.values():
+            cells += [int(found.detection.labels[row]), f"{found.detection.scores[row]:.6g}"]
+        rows.append([train.ids[index], int(train.labels[index]), *cells])
+    return csv_text(header, rows)
+
+
+def scan_record(outcome: ScanOutcome) -> dict[str, Any]:
+    """The content of ``scan.json``."""
+    return {
+        "schema": SCHEMA,
+        **config_record(outcome.config, outcome.trained.settings),
+        **dataclasses.asdict(outcome.options),
+        "suspicious_silhouettes": {k: SUSPICIOUS_FROM[k] for k in outcome.detectors},
+        "left_out": list(outcome.left_out),
+        "seconds": outcome.seconds,
+        "classes": [_class_record(scanned, outcome.data.train) for scanned in outcome.classes],
+        "truth": _truth_record(outcome),
+    }
+
+
+def _class_record(scanned: ScannedClass, train: Dataset) -> dict[str, Any]:
+    found = scanned.finding
+    suspects = found.detection.cluster_sizes[1]
+    return {
+        "class": scanned.label,
+        "name": train.class_names[scanned.label],
+        "detector": found.detector,
+        "suspicion": scanned.suspicion,
+        "suspicious": scanned.suspicious,
+        "images": len(scanned.members),
+        "suspects": suspects,
+        "share": suspects / len(scanned.members),
+        "silhouette": found.separation.silhouette,
+        "near_zero_eigenvalues": found.separation.near_zero_eigenvalues,
+        "eigengap": found.separation.eigengap,
+        "converged": found.detection.converged,
+        "seconds": round(found.seconds, 2),
+        "notes": found.detection.notes,
+    }
+
+
+def _truth_record(outcome: ScanOutcome) -> dict[str, Any] | None:
+    """How right a scan is, where the truth is known."""
+    backdoor = outcome.data.backdoor
+    if backdoor is None:
+        return None
+    false = [c.label for c in outcome.classes if c.suspicious and c.label != backdoor.target]
+    return {
+        "attacked_class": backdoor.target,
+        "rank": outcome.rank,
+        "falsely_suspicious": false,
+        **dataclasses.asdict(detection_rates(outcome.called, outcome.data.train.poisoned)),
+    }
+
+
+def classes_table(outcome: ScanOutcome) -> str:
+    """The content of ``classes.csv``: one row per class."""
+    rows = [_class_record(scanned, outcome.data.train) for scanned in outcome.classes]
+    columns = [column for column in rows[0] if column != "notes"]
+    return csv_text(columns, [[row[column] for column in columns] for row in rows])
+
+
+def clusters_table(outcome: ScanOutcome) -> str:
+    """The content of ``clusters.csv``: one row per image."""
+    train = outcome.data.train
+    rows = [
+        (train.ids[i], scanned.label, int(cluster), f"{score:.6g}")
+        for scanned in outcome.classes
+        for i, cluster, score in zip(
+            scanned.members,
+            scanned.finding.detection.labels,
+            scanned.finding.detection.scores,
+            strict=True,
+        )
+    ]
+    return csv_text(("id", "class", "cluster", "score"), rows)
+
+
+def repair_record(outcome: RepairOutcome) -> dict[str, Any]:
+    """The content of ``repair.json``."""
+    networks = [_round_record(each) for each in outcome.rounds]
+    return {
+        "schema": SCHEMA,
+        **config_record(outcome.config, outcome.settings),
+        **dataclasses.asdict(outcome.options),
+        "removed": int(outcome.removed.sum()),
+        "ended": outcome.ended,
+        "before": networks[0],
+        "after": networks[outcome.kept],
+        "networks": networks,
+        "versions": outcome.versions,
+    }
+
+
+def _round_record(each: RepairRound) -> dict[str, Any]:
+    """A network's accuracy, the attack's success with it, and what was taken out after it."""
+    attack = _attack_record(each.evaluation)
+    return {
+        "training_images": len(each.train),
+        "poisoned_images": _count(each.train.poisoned),
+        "test_accuracy": each.evaluation.test_accuracy,
+        "asr": attack["asr"],
+        "masr": attack["masr"],
+        "suspects": None if each.removal is None else _removal_record(each.removal),
+    }
+
+
+def _removal_record(removal: Removal) -> dict[str, Any]:
+    return {
+        "by_detector": removal.by_detector,
+        "images": len(removal.images),
+        "poisoned_images": _count(removal.images.poisoned),
+        "validation_images": len(removal.validation),
+        "as_label": removal.judged.as_label,
+        "as_other": removal.judged.as_other,
+        "other": removal.judged.other,
+        "called_poisoned": removal.judged.poisoned,
+    }
+
+
+def listed(*data: Dataset) -> str:
+    """The content of ``removed.csv`` and the like: ids and labels."""
+    rows = [
+        (name, int(label))
+        for each in data
+        for name, label in zip(each.ids, each.labels, strict=True)
+    ]
+    return csv_text(("id", "label"), rows)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV, quoted where names need it."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,158 @@
+"""Training again without the suspects, until they prove clean."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxpoison._files import write_json, write_text
+from jaxpoison.datasets.dataset import Splits
+from jaxpoison.evidence.retraining import exclusive_retraining, like_suspects, widened_suspects
+from jaxpoison.jobs.config import RepairConfig, RunConfig
+from jaxpoison.jobs.detecting import FEWEST
+from jaxpoison.jobs.evaluating import evaluation_of
+from jaxpoison.jobs.explaining import activations
+from jaxpoison.jobs.outcome import (
+    Removal,
+    RepairOutcome,
+    RepairRound,
+    RunOutcome,
+    versions_of,
+)
+from jaxpoison.jobs.prepare import prepare
+from jaxpoison.jobs.records import listed, repair_record
+from jaxpoison.jobs.search import network, search
+from jaxpoison.jobs.stages import WorkDirectory
+from jaxpoison.models.inference import predict
+
+
+def repair(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    detector: str = RepairConfig.detector,
+    rounds: int = RepairConfig.rounds,
+    progress: bool = False,
+) -> RepairOutcome:
+    """Takes out what a detector suspects and trains again, until nothing is suspicious.
+
+    Every round trains a network without the suspects of the one before and the images
+    whose activations are like theirs (:func:`widened_suspects`), and lets it classify
+    them. Validation images like them are taken out too: they would choose the network that
+    keeps the backdoor. If the new network calls more of the suspects one other class than
+    their label, they stay out, and the target class is searched again; otherwise they were
+    clean, go back in, and the network before was the last. So it is where the two clusters
+    of the class do not lie far enough apart to look suspicious. All networks are trained by
+    the settings of the first. Finished rounds are read from the work directory, not trained
+    again.
+
+    Leaves ``repair.json``, ``removed.csv`` and ``kept.csv``: ids and labels of the
+    training images that were taken out, and of the others; and ``removed_validation.csv``.
+
+    Args:
+        config: What to run; the class searched is its target.
+        workdir: Where results and stages are kept; that of a run serves.
+        detector: Whose suspects are taken out.
+        rounds: Most trainings after the first.
+        progress: Show progress bars.
+
+    Raises:
+        TypeError: ``rounds`` is not an integer.
+        ValueError: There is no such detector, ``rounds`` is below 1, the configuration does
+            not fit the data, or another process works in the directory.
+        FileNotFoundError: There are no data at the given path.
+    """
+    options = RepairConfig(detector, rounds)
+    work = WorkDirectory(workdir)
+    with work.job("repair"):
+        data, settings = prepare(config, work, progress)
+        write_json(workdir / "config.json", config.record())
+        # The parts of the data, by their index in the data before the repair.
+        left = np.arange(len(data.train))
+        outcome = search(config, data, settings, work, progress, (detector,))
+        networks = [RepairRound(outcome.data.train, outcome.evaluation)]
+        trained = [outcome.trained.stage]
+        stages = list(outcome.stages)
+        kept = 0
+        removed = np.zeros(len(data.train), bool)
+        ended = "rounds used up"
+        for number in range(1, options.rounds + 1):
+            finding = outcome.findings[detector]
+            suspected = finding.detection.suspects
+            # A detector that cannot tell leaves it to the next network.
+            if finding.verdict.suspicious is False or not suspected.any():
+                ended = "class not suspicious"
+                break
+            widened = widened_suspects(suspected, outcome.explained.activations)
+            taken = outcome.explained.members[widened]
+            out_of_validation = _validation_suspects(outcome, widened)
+            suspects = outcome.data.train.take(taken)
+            without = _without(outcome.data, taken, out_of_validation)
+            following, evaluated = network(config, without, settings, work, progress)
+            found = exclusive_retraining(predict(following.model, suspects.images), config.target)
+            taken_too = outcome.data.validation.take(out_of_validation)
+            removal = Removal(int(suspected.sum()), suspects, taken_too, found)
+            networks[-1] = dataclasses.replace(networks[-1], removal=removal)
+            networks.append(RepairRound(without.train, evaluation_of(evaluated)))
+            trained.append(following.stage)
+            stages += [following.stage, evaluated]
+            if not found.poisoned:
+                ended = "suspects proved clean"
+                break
+            kept = number
+            removed[left[taken]] = True
+            left = np.delete(left, taken)
+            if (without.train.labels == config.target).sum() < FEWEST:
+                ended = "class too small to be searched"
+                break
+            if number < options.rounds:
+                outcome = search(config, without, settings, work, progress, (detector,))
+                stages += outcome.stages
+        repaired = RepairOutcome(
+            config,
+            options,
+            data,
+            settings,
+            removed,
+            ended,
+            tuple(networks),
+            kept,
+            versions_of(stages),
+        )
+        write_text(workdir / "removed.csv", listed(data.train.take(removed)))
+        write_text(workdir / "kept.csv", listed(data.train.take(~removed)))
+        taken_out = [each.removal.validation for each in networks[:kept] if each.removal]
+        write_text(workdir / "removed_validation.csv", listed(*taken_out))
+        write_json(workdir / "repair.json", repair_record(repaired))
+        work.finish(trained[kept])
+    return repaired
+
+
+def _validation_suspects(
+    outcome: RunOutcome, widened: Bool[np.ndarray, " n"]
+) -> Int[np.ndarray, " v"]:
+    """Indices of the target's validation images with activations like those of suspects."""
+    validation = outcome.data.validation
+    members = np.flatnonzero(validation.labels == outcome.config.target)
+    if not len(members):
+        return members
+    others = activations(outcome.trained.model, validation.images[members], None)
+    found = members[like_suspects(widened, outcome.explained.activations, others)]
+    # A training needs validation images.
+    return found if len(found) < len(validation) else found[:0]
+
+
+def _without(
+    data: Splits, taken: Int[np.ndarray, " n"], out_of_validation: Int[np.ndarray, " v"]
+) -> Splits:
+    """The data without some training and validation images."""
+    return dataclasses.replace(
+        data,
+        train=data.train.take(np.delete(np.arange(len(data.train)), taken)),
+        validation=data.validation.take(
+            np.delete(np.arange(len(data.validation)), out_of_validation)
+        ),
+    )

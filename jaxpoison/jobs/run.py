@@ -1,0 +1,40 @@
+"""The main job: poison, train, explain, detect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxpoison._files import write_json, write_text
+from jaxpoison.jobs.config import RunConfig
+from jaxpoison.jobs.outcome import RunOutcome
+from jaxpoison.jobs.prepare import prepare
+from jaxpoison.jobs.records import run_record, suspects_table
+from jaxpoison.jobs.search import search
+from jaxpoison.jobs.stages import WorkDirectory
+
+
+def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutcome:
+    """Runs all stages; finished ones are read from the work directory.
+
+    Leaves ``config.json``, ``result.json`` and ``suspects.csv``, and each
+    stage's own files under ``stages/``.
+
+    Args:
+        config: What to run.
+        workdir: Where results and stages are kept.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: The configuration does not fit the data, or another process works in the
+            directory.
+        FileNotFoundError: There are no data at the given path.
+    """
+    work = WorkDirectory(workdir)
+    with work.job("run"):
+        data, settings = prepare(config, work, progress)
+        write_json(workdir / "config.json", config.record())
+        outcome = search(config, data, settings, work, progress, config.detectors)
+        write_json(workdir / "result.json", run_record(outcome))
+        write_text(workdir / "suspects.csv", suspects_table(outcome))
+        work.finish(outcome.trained.stage)
+    return outcome

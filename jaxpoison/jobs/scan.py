@@ -1,0 +1,191 @@
+"""All classes of a training set searched: which of them is attacked?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from jaxpoison._files import write_json, write_text
+from jaxpoison._progress import Bar
+from jaxpoison.datasets.dataset import Dataset
+from jaxpoison.detectors.detection import Sees
+from jaxpoison.detectors.named import DETECTORS
+from jaxpoison.evidence.verdict import CASCADE, passed_on
+from jaxpoison.gw.kmeans import UninformativeCouplingsWarning
+from jaxpoison.jobs.artefact import Artefact, Made
+from jaxpoison.jobs.config import RunConfig, ScanConfig
+from jaxpoison.jobs.detecting import FEWEST
+from jaxpoison.jobs.explain import class_parts
+from jaxpoison.jobs.explaining import activations
+from jaxpoison.jobs.outcome import ScannedClass, ScanOutcome, Trained
+from jaxpoison.jobs.prepare import prepare, train_model
+from jaxpoison.jobs.records import classes_table, clusters_table, scan_record
+from jaxpoison.jobs.search import detected, finding_of
+from jaxpoison.jobs.stages import WorkDirectory
+from jaxpoison.models.inference import kinds_of
+
+
+def scan(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    detector: str = ScanConfig.detector,
+    mode: str = ScanConfig.mode,
+    progress: bool = False,
+) -> ScanOutcome:
+    """Searches every class and ranks them by how far the two clusters found lie apart.
+
+    A class is called suspicious from a silhouette on that was fixed for each
+    detector. ``cascade`` is the paper's conclusion: Activation Clustering looks at
+    every class, Heatmap Clustering at those whose clusters have a silhouette of 0.5
+    or more, and only these are explained.
+
+    One class is worked on at a time; a finished class is not searched again. Classes
+    of fewer than twelve images are left out. Leaves ``scan.json``;
+    ``classes.csv``, one row per class; and ``clusters.csv``, one row per image: id,
+    class, cluster (1 for suspects) and score.
+
+    Args:
+        config: What to run; its target is where the attack goes, its detectors are not used.
+        workdir: Where results and stages are kept; that of a run serves.
+        detector: ``cascade``, or the name of a detector that can tell suspicious classes.
+        mode: Of Heatmap Clustering, ``quick`` or ``exact``; see :class:`HeatmapClustering`.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: The configuration does not fit the data, no class has enough images,
+            an option is out of range, or another process works in the directory.
+        FileNotFoundError: There are no data at the given path.
+    """
+    options = ScanConfig(detector, mode)
+    work = WorkDirectory(workdir)
+    with work.job("scan"):
+        data, settings = prepare(config, work, progress)
+        write_json(workdir / "config.json", config.record())
+        trained = train_model(config.model, settings, data, work, progress)
+        searcher = _Searcher(config, options, trained, data.train, work, progress)
+        names = CASCADE if options.detector == "cascade" else (options.detector,)
+        found = searcher.search(names[0], searcher.classes)
+        for following in names[1:]:
+            chosen = [k for k in searcher.classes if passed_on(found[k].finding.separation)]
+            found |= searcher.search(following, chosen)
+        outcome = ScanOutcome(
+            config,
+            options,
+            data,
+            trained,
+            tuple(sorted(found.values(), key=lambda scanned: -scanned.suspicion)),
+            tuple(searcher.left_out),
+            searcher.seconds,
+        )
+        write_json(workdir / "scan.json", scan_record(outcome))
+        write_text(workdir / "classes.csv", classes_table(outcome))
+        write_text(workdir / "clusters.csv", clusters_table(outcome))
+        work.finish(trained.stage)
+    return outcome
+
+
+class _Searcher:
+    """Detectors on single classes, with their stages and the time they take."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        options: ScanConfig,
+        trained: Trained,
+        train: Dataset,
+        work: WorkDirectory,
+        progress: bool,
+    ) -> None:
+        self.config, self.options, self.trained, self.train = config, options, trained, train
+        self.work, self.progress = work, progress
+        labels, counts = np.unique(train.labels, return_counts=True)
+        self.classes: list[int] = labels[counts >= FEWEST].tolist()
+        self.left_out: list[int] = labels[counts < FEWEST].tolist()
+        if not self.classes:
+            raise ValueError(
+                f"no class has {FEWEST} training images or more, found {len(train)} in all"
+            )
+        self.seconds = {"train": trained.stage.seconds}
+
+    def search(self, name: str, classes: list[int]) -> dict[int, ScannedClass]:
+        """One detector on some classes."""
+        entry = DETECTORS[name]
+        seen = {
+            Sees.IMAGES: self._images,
+            Sees.ACTIVATIONS: self._activations,
+            Sees.RELEVANCE: self._heatmaps,
+        }[entry.sees]()
+        members = {k: np.flatnonzero(self.train.labels == k) for k in classes}
+        found = {}
+        total = sum(map(len, members.values()))
+        with Bar(f"scanning, {name}", total, unit="images", show=self.progress) as bar:
+            for label, index in members.items():
+                detector = entry.make(self.config.seed)
+                detector.set_params(**entry.when_scanning)
+                if "mode" in detector.get_params():
+                    detector.set_params(mode=self.options.mode)
+                rows, key = seen(label)
+                with warnings.catch_warnings():
+                    # Reported as data, class by class.
+                    warnings.simplefilter("ignore", UninformativeCouplingsWarning)
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    made = detected(
+                        f"{name}-of-{label:04d}",
+                        entry.sees,
+                        detector,
+                        rows,
+                        key,
+                        self.work,
+                        progress=False,
+                    )
+                self._took(name, made)
+                found[label] = ScannedClass(label, index, finding_of(name, made))
+                bar.advance(len(index), f"class {label}")
+        return found
+
+    def _took(self, what: str, made: Artefact) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + made.seconds
+
+    def _images(self) -> Callable[[int], tuple[np.ndarray, str]]:
+        def of_class(label: int) -> tuple[np.ndarray, str]:
+            some = self.train.take(self.train.labels == label)
+            return some.images, some.fingerprint
+
+        return of_class
+
+    def _activations(self) -> Callable[[int], tuple[np.ndarray, str]]:
+        title = "activations" if self.progress else None
+        model, images = self.trained.model, self.train.images
+
+        def make(_: Path) -> Made:
+            return Made({}, {"activations": activations(model, images, title)})
+
+        outputs = self.work.stage(
+            "activations",
+            {"train": self.trained.stage.key, "images": self.train.fingerprint},
+            make,
+            code=(activations, *kinds_of(model)),
+        )
+        self._took("activations", outputs)
+
+        def of_class(label: int) -> tuple[np.ndarray, str]:
+            chosen = self.train.labels == label
+            return outputs.arrays["activations"][chosen], f"{outputs.key} of {label}"
+
+        return of_class
+
+    def _heatmaps(self) -> Callable[[int], tuple[np.ndarray, str]]:
+        def of_class(label: int) -> tuple[np.ndarray, str]:
+            parts = class_parts(self.config, self.trained, self.train, label, self.work)
+            made = [part for _, part in parts]
+            for part in made:
+                self._took("explain", part)
+            keys = " ".join(part.key for part in made)
+            return np.concatenate([part.arrays["heatmaps"] for part in made]), keys
+
+        return of_class

@@ -1,0 +1,1 @@
+"""Training a network: protocols, the step, the loop, checkpoints."""
