@@ -21,6 +21,40 @@ settings.load_profile("default")
 GTSRB = Path(os.environ.get("JAXPOISON_GTSRB", "../shared/data/gtsrb32.zip"))
 
 
+# Files whose tests train networks or compile much; those of all others are `fast`.
+SLOW = frozenset(
+    f"test_{name}.py"
+    for name in (
+        "balance",
+        "cli",
+        "devices",
+        "docs",
+        "end_to_end",
+        "explain",
+        "fit",
+        "gw",
+        "kmeans",
+        "lowering",
+        "models",
+        "pages",
+        "pairs",
+        "placement",
+        "propagation",
+        "readme",
+        "run",
+        "scan",
+        "zennit",
+    )
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests to run while working: ``pytest -m fast`` ends within two minutes."""
+    for item in items:
+        if item.path.name not in SLOW:
+            item.add_marker("fast")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Compiled functions are shared by all workers, and kept: ``--cache-clear`` clears them."""
     if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
