@@ -17,7 +17,7 @@ EARLIER = (
 
 def shown_detectors() -> tuple[str, ...]:
     """Those that stand in tables of many detectors."""
-    return tuple(name for name, detector in DETECTORS.items() if not detector.baseline)
+    return tuple(name for name, d in DETECTORS.items() if d.default and not d.baseline)
 
 
 def counterpart(name: str, printed: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from .datasets.folder import load_folder as load_folder
 from .datasets.loading import load_data as load_data
 from .datasets.synthetic import synthetic as synthetic
 from .detectors.activation import ActivationClustering as ActivationClustering
+from .detectors.density import HeatmapDensity as HeatmapDensity
 from .detectors.detection import Detection as Detection
 from .detectors.detection import Detector as Detector
 from .detectors.detection import Sees as Sees

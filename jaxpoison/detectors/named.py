@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxpoison.detectors.activation import ActivationClustering
+from jaxpoison.detectors.density import HeatmapDensity
 from jaxpoison.detectors.detection import Detector, Sees
 from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.mean_distance import MeanDistanceClustering
@@ -109,6 +110,15 @@ DETECTORS: dict[str, NamedDetector] = {
         "Heatmap Clustering of quantised heatmaps, at a smaller epsilon: for few poisoned images",
         Sees.RELEVANCE,
         _heatmap_clustering(epsilon=0.005, mode="quick"),
+        counterpart="hc",
+    ),
+    # Proposes groups in clean classes, too: until evidence judges them, it is asked for by name.
+    "heatmap_density": NamedDetector(
+        "density",
+        "tight groups of heatmaps, however few: HDBSCAN under the Gromov-Wasserstein distance",
+        Sees.RELEVANCE,
+        lambda seed: HeatmapDensity(),  # noqa: ARG005 (nothing is drawn)
+        default=False,
         counterpart="hc",
     ),
 }
