@@ -58,7 +58,7 @@ class Bar:
             TimeRemainingColumn(),
             console=console,
             expand=True,
-            disable=not show,
+            disable=not show or total == 0,
         )
         self._task = self._progress.add_task(name, total=total, note="")
 

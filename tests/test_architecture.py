@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_public_names_stand_once_and_are_there():
     assert sorted(set(listed)) == sorted(listed) == sorted(jaxpoison.__all__)
     for name in listed:
         assert getattr(jaxpoison, name) is not None
-    assert re.fullmatch(r"\d+\.\d+\.\d+", jaxpoison.__version__)
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert jaxpoison.__version__ == project["version"], "install the package anew"
     assert (PACKAGE / "py.typed").is_file()
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = jaxpoison.no_such_name

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from jaxpoison.jobs.config import RunConfig
@@ -64,6 +66,7 @@ examples:
 
 The work directory gets config.json, result.json, suspects.csv and report.html.
 """
+_WORKDIR = Path("jaxpoison-run")
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
@@ -77,11 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _use_huge_pages()
     try:
-        given = _parser().parse_args(arguments)
+        given = _parsed(arguments)
         if arguments is None:
             from jaxpoison.parallel import use_one_device_per_core
 
             use_one_device_per_core()
+            # Of a warning a user needs what it says, not the line of code that says it.
+            warnings.formatwarning = lambda message, *_, **__: f"jaxpoison: {message}\n"
         given.command(given)
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to go on", file=sys.stderr)  # noqa: T201
@@ -90,6 +95,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxpoison: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what there is\n")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was given; exits where it is no command or has unknown options."""
+    given, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in given.parser._actions for flag in action.option_strings]  # noqa: SLF001
+        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        given.parser.error(f"unknown: {' '.join(unknown)}{meant}")
+    if given.workdir is None:
+        given.workdir = _WORKDIR
+        beside = getattr(given, "config", None)
+        # A configuration that a job left goes on where that job was.
+        if beside is not None and (beside.parent / "jobs").is_dir():
+            given.workdir = beside.parent
+    return given
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -173,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     from jaxpoison.cli.options import add_options, options_of
     from jaxpoison.jobs.config import RepairConfig, RunConfig, ScanConfig
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxpoison", description="Finds backdoor poisoning in image training sets."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -192,17 +221,18 @@ def _parser() -> argparse.ArgumentParser:
             help=summary,
             description=description,
             epilog=epilog,
+            allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.set_defaults(command=command)
+        added.set_defaults(command=command, parser=added)
         for config in own:
             add_options(added, options_of(config, leave_out=leave_out))
         added.add_argument(
             "--workdir",
             type=Path,
-            default=Path("jaxpoison-run"),
             metavar="DIR",
-            help="where results and finished stages are kept [%(default)s]",
+            help=f"where results and finished stages are kept [{_WORKDIR}"
+            + (", or that of --config]" if own else "]"),
         )
         if own:
             added.add_argument(

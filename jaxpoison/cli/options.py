@@ -128,7 +128,11 @@ def configured(base: Any, options: tuple[Option, ...], given: argparse.Namespace
     made = dataclasses.replace(base, **changes)
     for each in options:
         goes_with = each.metadata.get("goes_with")
-        if not goes_with or not hasattr(given, each.name) or made.attack == "none":
+        if not hasattr(given, each.name):
+            continue
+        if made.attack == "none" and each.path[0] in made.unused():
+            raise ValueError(f"{each.flag} has no effect with --attack none: leave it out")
+        if not goes_with:
             continue
         key, value = goes_with
         if (found := getattr(made, key)) != value:

@@ -270,7 +270,7 @@ class RunConfig:
         return cls(**values)
 
 
-def read_config(path: Path) -> RunConfig:
+def read_config(path: str | Path) -> RunConfig:
     """A configuration from the ``config.json`` that a job left.
 
     Raises:
@@ -279,6 +279,7 @@ def read_config(path: Path) -> RunConfig:
         ValueError: It is no JSON, keys are unknown or missing, or a value is out of range; the
             message names the file.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}")
     try:

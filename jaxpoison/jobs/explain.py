@@ -27,7 +27,7 @@ from jaxpoison.models.inference import kinds_of
 _PART = 2048
 
 
-def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> Path:
+def explain_all(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Path:
     """Explains every training image towards its label; trains first where that is not done.
 
     Works class by class with bounded memory; what is finished is not done again.
@@ -47,11 +47,11 @@ def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> 
             directory.
         FileNotFoundError: There are no data at the given path.
     """
+    workdir = Path(workdir)
     work = WorkDirectory(workdir)
     output = workdir / "relevance.npy"
     with work.job("explain"):
         data, settings = prepare(config, work, progress)
-        write_json(workdir / "config.json", config.record())
         trained = train_model(config.model, settings, data, work, progress)
         train = data.train
         with (
@@ -69,6 +69,7 @@ def explain_all(config: RunConfig, workdir: Path, *, progress: bool = False) -> 
                     bar.advance(len(members))
             heatmaps.flush()
         rows = [(name, int(label)) for name, label in zip(train.ids, train.labels, strict=True)]
+        write_json(workdir / "config.json", config.record())
         write_text(workdir / "relevance.csv", csv_text(("id", "label"), rows))
         work.finish(trained.stage)
     return output

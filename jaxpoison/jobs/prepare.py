@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from jaxpoison._checks import check_class
 from jaxpoison.attacks.backdoor import standard_backdoor
 from jaxpoison.attacks.label_consistent import label_consistent_backdoor
 from jaxpoison.attacks.pgd import perturbed
@@ -45,8 +46,26 @@ def prepare(config: RunConfig, work: WorkDirectory, progress: bool) -> tuple[Spl
         FileNotFoundError: There are no data at the given path.
     """
     clean = _loaded(config, progress)
+    _check_attack_fits(config, clean)
     data = _attacked(config, clean, work, progress)
     return data, settings_for(config, data, config.seed)
+
+
+def _check_attack_fits(config: RunConfig, clean: Splits) -> None:
+    """Raises where the data lack a class of the attack, which may be one by default.
+
+    Raises:
+        ValueError: They do.
+    """
+    taking_part = {"none": (), "standard": ("source", "target")}
+    for name in taking_part.get(config.attack, ("target",)):
+        try:
+            check_class(name, getattr(config, name), clean.train.num_classes)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (the {name} of the attack: give another, or attack none for the images "
+                "as they are)"
+            ) from error
 
 
 def _loaded(config: RunConfig, progress: bool) -> Splits:
@@ -228,7 +247,7 @@ def train_model(
     return Trained(model, history, settings, trained)
 
 
-def trained_network(workdir: Path) -> nnx.Module:
+def trained_network(workdir: str | Path) -> nnx.Module:
     """The network that the last job in a work directory trained or used, in evaluation mode.
 
     Args:
@@ -237,6 +256,7 @@ def trained_network(workdir: Path) -> nnx.Module:
     Raises:
         FileNotFoundError: No job has ended there.
     """
+    workdir = Path(workdir)
     work = WorkDirectory(workdir) if workdir.is_dir() else None
     jobs = work.finished() if work else []
     if work is None or not jobs:

@@ -31,7 +31,7 @@ from jaxpoison.models.inference import predict
 
 def repair(
     config: RunConfig,
-    workdir: Path,
+    workdir: str | Path,
     *,
     detector: str = RepairConfig.detector,
     rounds: int = RepairConfig.rounds,
@@ -66,10 +66,10 @@ def repair(
         FileNotFoundError: There are no data at the given path.
     """
     options = RepairConfig(detector, rounds)
+    workdir = Path(workdir)
     work = WorkDirectory(workdir)
     with work.job("repair"):
         data, settings = prepare(config, work, progress)
-        write_json(workdir / "config.json", config.record())
         # The parts of the data, by their index in the data before the repair.
         left = np.arange(len(data.train))
         outcome = search(config, data, settings, work, progress, (detector,))
@@ -126,6 +126,7 @@ def repair(
         write_text(workdir / "kept.csv", listed(data.train.take(~removed)))
         taken_out = [each.removal.validation for each in networks[:kept] if each.removal]
         write_text(workdir / "removed_validation.csv", listed(*taken_out))
+        write_json(workdir / "config.json", config.record())
         write_json(workdir / "repair.json", repair_record(repaired))
         work.finish(trained[kept])
     return repaired

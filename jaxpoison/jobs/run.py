@@ -13,7 +13,7 @@ from jaxpoison.jobs.search import search
 from jaxpoison.jobs.stages import WorkDirectory
 
 
-def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutcome:
+def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> RunOutcome:
     """Runs all stages; finished ones are read from the work directory.
 
     Leaves ``config.json``, ``result.json`` and ``suspects.csv``, and each
@@ -29,11 +29,12 @@ def run(config: RunConfig, workdir: Path, *, progress: bool = False) -> RunOutco
             directory.
         FileNotFoundError: There are no data at the given path.
     """
+    workdir = Path(workdir)
     work = WorkDirectory(workdir)
     with work.job("run"):
         data, settings = prepare(config, work, progress)
-        write_json(workdir / "config.json", config.record())
         outcome = search(config, data, settings, work, progress, config.detectors)
+        write_json(workdir / "config.json", config.record())
         write_json(workdir / "result.json", run_record(outcome))
         write_text(workdir / "suspects.csv", suspects_table(outcome))
         work.finish(outcome.trained.stage)

@@ -31,7 +31,7 @@ from jaxpoison.models.inference import kinds_of
 
 def scan(
     config: RunConfig,
-    workdir: Path,
+    workdir: str | Path,
     *,
     detector: str = ScanConfig.detector,
     mode: str = ScanConfig.mode,
@@ -62,10 +62,10 @@ def scan(
         FileNotFoundError: There are no data at the given path.
     """
     options = ScanConfig(detector, mode)
+    workdir = Path(workdir)
     work = WorkDirectory(workdir)
     with work.job("scan"):
         data, settings = prepare(config, work, progress)
-        write_json(workdir / "config.json", config.record())
         trained = train_model(config.model, settings, data, work, progress)
         searcher = _Searcher(config, options, trained, data.train, work, progress)
         names = CASCADE if options.detector == "cascade" else (options.detector,)
@@ -82,6 +82,7 @@ def scan(
             tuple(searcher.left_out),
             searcher.seconds,
         )
+        write_json(workdir / "config.json", config.record())
         write_json(workdir / "scan.json", scan_record(outcome))
         write_text(workdir / "classes.csv", classes_table(outcome))
         write_text(workdir / "clusters.csv", clusters_table(outcome))

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from jaxpoison.evidence.verdict import CASCADE
 from jaxpoison.jobs.outcome import RepairOutcome, RunOutcome, ScanOutcome
 
 _SHOWN_CLASSES = 5
@@ -37,11 +38,12 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
         )
     console.print(table)
     verdicts = {name: found.verdict.suspicious for name, found in outcome.findings.items()}
-    told = {name: suspicious for name, suspicious in verdicts.items() if suspicious is not None}
-    said = ", ".join(name for name, suspicious in told.items() if suspicious) or "no detector"
-    console.print(
-        f"the class looks attacked to {said} (of {len(told)} that can tell)", highlight=False
-    )
+    for said, answer in (("yes", True), ("no", False), ("cannot tell", None)):
+        names = ", ".join(name for name, verdict in verdicts.items() if verdict is answer)
+        if names:
+            console.print(f"is the class attacked? {said}: {names}", highlight=False)
+    if True not in verdicts.values():
+        console.print("suspects are then no more than the smaller of two clusters")
     evaluation = outcome.evaluation
     line = f"test accuracy {_percent(evaluation.test_accuracy)} %"
     if evaluation.asr is not None:
@@ -85,6 +87,12 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
         f"{seconds:.0f} s",
         highlight=False,
     )
+    if outcome.options.detector == "cascade":
+        explained = sum(scanned.finding.detector == CASCADE[1] for scanned in outcome.classes)
+        console.print(
+            f"{CASCADE[1]} looked at {explained} of them; --detector {CASCADE[1]} looks at all",
+            highlight=False,
+        )
     console.print(f"report: {workdir / 'scan.html'}", highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -64,10 +65,9 @@ def test_options_of_other_attacks_are_accepted_where_they_belong(ran, tmp_path):
     amplitude = ["--trigger", "amplitude", "--amplitude", "64", "--four-corners"]
     assert main([*command, "--attack", "label-consistent", "--pgd-steps", "2", *amplitude]) == 0
     assert main([*command, "--attack", "standard", "--source", "3", "--sticker-size", "2"]) == 0
-    assert main([*command, "--attack", "none", "--source", "3"]) == 0
     configs = [config for config, _ in ran]
-    assert [config.pgd.steps for config in configs] == [2, 5, 5]
-    assert [config.sticker_size for config in configs] == [3, 2, 3]
+    assert [config.pgd.steps for config in configs] == [2, 5]
+    assert [config.sticker_size for config in configs] == [3, 2]
     assert configs[0].detectors == ("raw_pca", "heatmap")
 
 
@@ -131,8 +131,6 @@ def test_without_options_the_defaults_are_run(ran, tmp_path):
 def test_a_configuration_is_run_again_and_options_win(ran, tmp_path):
     file = tmp_path / "config.json"
     config = RunConfig(rate=0.3, pgd=PGD(steps=2), attack="label-consistent", seed=4)
-    import json
-
     file.write_text(json.dumps(config.record()))
     command = ["run", "--workdir", str(tmp_path), "--config", str(file)]
     assert main(command) == 0
@@ -178,7 +176,42 @@ def test_images_of_ones_own_are_not_poisoned_unsaid(ran, tmp_path, capsys):
 def test_a_scan_has_a_detector_of_its_own(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["scan", "--workdir", str(tmp_path), "--detectors", "heatmap"])
-    assert "unrecognized arguments: --detectors heatmap" in capsys.readouterr().err
+    assert "unknown: --detectors heatmap (did you mean --detector?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--triger", "sticker"], "unknown: --triger sticker (did you mean --trigger?)"),
+        (["--epoch", "1"], "unknown: --epoch 1 (did you mean --epochs?)"),
+        (["--target", "cat"], "argument --target: invalid int value: 'cat'"),
+    ],
+)
+def test_mistyped_options_take_one_line(given, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", *given])
+    error = capsys.readouterr().err
+    assert error == f"jaxpoison run: {message}; jaxpoison run --help lists what there is\n"
+
+
+def test_a_configuration_goes_on_where_its_job_was(monkeypatch, tmp_path):
+    file, where = tmp_path / "config.json", []
+    file.write_text(json.dumps(RunConfig().record()))
+    monkeypatch.setattr(
+        "jaxpoison.jobs.explain.explain_all", lambda _, workdir, **__: where.append(workdir)
+    )
+    main(["explain", "--config", str(file)])
+    (tmp_path / "jobs").mkdir()
+    main(["explain", "--config", str(file)])
+    main(["explain", "--config", str(file), "--workdir", str(tmp_path / "other")])
+    assert where == [Path("jaxpoison-run"), tmp_path, tmp_path / "other"]
+
+
+@pytest.mark.parametrize("given", [["--rate", "0.3"], ["--source", "3"], ["--pgd-steps", "3"]])
+def test_options_of_an_attack_go_with_one(given, ran, capsys, tmp_path):
+    assert main(["run", "--workdir", str(tmp_path), "--attack", "none", *given]) == 2
+    assert f"{given[0]} has no effect with --attack none" in capsys.readouterr().err
+    assert not ran
 
 
 def test_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):

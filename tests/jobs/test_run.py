@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpoison import Dataset, RunConfig, run, synthetic, trained_network
+from jaxpoison import Dataset, RunConfig, read_config, run, synthetic, trained_network
 from jaxpoison.jobs import detecting, explaining, prepare, stages
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.models.inference import predict
@@ -346,9 +346,20 @@ def test_versions_are_those_of_the_stages(config, tmp_path, monkeypatch):
     assert result_of(tmp_path)["versions"]["jax"] == f"{before['jax']}, 99.0"
 
 
-def test_a_target_must_be_there(tmp_path):
-    with pytest.raises(ValueError, match="target must be a class from 0 to 9.*found 40"):
-        run(RunConfig(target=40), tmp_path)
+def test_classes_of_the_attack_must_be_there(tmp_path):
+    for name in ("source", "target"):
+        message = f"{name} must be a class from 0 to 9.*found 40.*attack none for the images"
+        with pytest.raises(ValueError, match=message):
+            run(RunConfig(**{name: 40}), tmp_path)
+
+
+def test_a_mistake_leaves_the_configuration_of_the_results(config, tmp_path):
+    run(config, str(tmp_path))
+    for mistaken in ({"target": 40}, {"target": 40, "attack": "none"}):
+        with pytest.raises(ValueError, match="target must be a class"):
+            run(dataclasses.replace(config, **mistaken), tmp_path)
+        assert read_config(str(tmp_path / "config.json")) == config
+    assert trained_network(str(tmp_path)) is not None
 
 
 def test_a_data_set_without_names_keeps_its_ids(config, tmp_path, monkeypatch):
