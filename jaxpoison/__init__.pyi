@@ -26,6 +26,14 @@ from .evidence.retraining import exclusive_retraining as exclusive_retraining
 from .evidence.retraining import widened_suspects as widened_suspects
 from .evidence.separation import Separation as Separation
 from .evidence.separation import separation as separation
+from .evidence.transplant import Hosts as Hosts
+from .evidence.transplant import TransplantEvidence as TransplantEvidence
+from .evidence.transplant import hosts_for as hosts_for
+from .evidence.transplant import relevant_pixels as relevant_pixels
+from .evidence.transplant import relevant_windows as relevant_windows
+from .evidence.transplant import transplant_evidence as transplant_evidence
+from .evidence.transplant import transplant_flips as transplant_flips
+from .evidence.transplant import transplant_scores as transplant_scores
 from .evidence.verdict import Verdict as Verdict
 from .evidence.verdict import judged as judged
 from .gw.barycenters import barycenters as barycenters

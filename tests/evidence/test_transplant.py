@@ -1,0 +1,169 @@
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxpoison import (
+    hosts_for,
+    relevant_pixels,
+    relevant_windows,
+    transplant_evidence,
+    transplant_flips,
+    transplant_scores,
+)
+
+LABEL = 2
+
+
+class Triggered(nnx.Module):
+    """Of four classes, the one that the first pixel names; class 2 where a pixel is bright red."""
+
+    def __call__(self, images):
+        named = jnp.round(images[:, 0, 0, 1] * 255).astype(int)
+        red = images[..., 0].max((1, 2)) > 0.9
+        return jnp.eye(4)[jnp.where(red, LABEL, named)]
+
+
+@pytest.fixture
+def images(rng):
+    """Forty of four classes in turn; of class 2, those from the sixth on have a red pixel."""
+    images = rng.integers(0, 200, (40, 8, 8, 3), dtype=np.uint8)
+    images[:, 0, 0, 1] = np.arange(40) % 4
+    images[:, :3, :3, 0] = 0  # that no region of relevance names the class
+    for k in np.flatnonzero(np.arange(40) % 4 == LABEL)[6:]:
+        images[k, *rng.integers(1, 8, 2), 0] = 255
+    return images
+
+
+@pytest.fixture
+def relevance(images):
+    """Where an image is reddest, and a little everywhere."""
+    return (images[..., 0] / 255.0) ** 8
+
+
+def test_windows_and_pixels_hold_most_relevance(rng):
+    relevance = rng.normal(size=(5, 7, 9))
+    for size in (1, 3, 7):
+        masks = relevant_windows(relevance, size)
+        assert (masks.sum((1, 2)) == size**2).all()
+        for values, mask in zip(relevance, masks, strict=True):
+            corners = itertools.product(range(8 - size), range(10 - size))
+            best = max(values[r : r + size, c : c + size].sum() for r, c in corners)
+            assert values[mask].sum() == pytest.approx(best)
+            rows, columns = np.nonzero(mask)
+            assert np.ptp(rows) == np.ptp(columns) == size - 1
+    for count in (1, 9, 63):
+        masks = relevant_pixels(relevance, count)
+        for values, mask in zip(relevance, masks, strict=True):
+            np.testing.assert_allclose(np.sort(values[mask]), np.sort(values.ravel())[-count:])
+
+
+def test_channels_are_summed(rng):
+    relevance = rng.normal(size=(3, 6, 6, 3))
+    for regions, of in ((relevant_windows, 2), (relevant_pixels, 5)):
+        np.testing.assert_array_equal(regions(relevance, of), regions(relevance.sum(-1), of))
+
+
+def test_regions_that_are_none_are_refused(rng):
+    relevance = rng.normal(size=(2, 4, 5))
+    with pytest.raises(ValueError, match=r"found shape \(4, 5\)"):
+        relevant_windows(relevance[0], 1)
+    with pytest.raises(ValueError, match=r"found shape \(0, 4, 5\)"):
+        relevant_pixels(relevance[:0], 1)
+    for size in (0, 5):
+        with pytest.raises(ValueError, match="size must be at"):
+            relevant_windows(relevance, size)
+    for count in (0, 21):
+        with pytest.raises(ValueError, match="count must be at"):
+            relevant_pixels(relevance, count)
+
+
+def test_hosts_are_of_other_classes_and_rightly_classified(images, rng):
+    labels = np.arange(40) % 4
+    logits = np.eye(4)[labels]
+    logits[labels == 0] = np.eye(4)[1]  # none of class 0 is right
+    logits[1:21:4] = np.eye(4)[3]
+    hosts = hosts_for(LABEL, images, labels, logits, per_class=3, seed=1)
+    np.testing.assert_array_equal(hosts.labels, [1, 1, 1, 3, 3, 3])
+    np.testing.assert_array_equal(labels[hosts.members], hosts.labels)
+    np.testing.assert_array_equal(hosts.images, images[hosts.members])
+    assert (hosts.members[:3] >= 21).all()
+    again = hosts_for(LABEL, images, labels, logits, per_class=3, seed=1)
+    np.testing.assert_array_equal(hosts.members, again.members)
+    other = hosts_for(LABEL, images, labels, logits, per_class=3, seed=2)
+    assert not np.array_equal(hosts.members, other.members)
+    with pytest.raises(ValueError, match="no image right of the classes other than 2"):
+        hosts_for(LABEL, images, labels, np.eye(4)[(labels + 1) % 4])
+    with pytest.raises(ValueError, match="label must be a class from 0 to 3"):
+        hosts_for(4, images, labels, logits)
+
+
+@pytest.mark.mixes_types
+def test_a_trigger_turns_every_host_and_the_rest_none(images, relevance):
+    labels = np.arange(40) % 4
+    hosts = hosts_for(LABEL, images, labels, np.eye(4)[labels], per_class=2)
+    members = np.flatnonzero(labels == LABEL)
+    own, maps = images[members], relevance[members]
+    for masks in (relevant_windows(maps, 1), relevant_windows(maps, 3), relevant_pixels(maps, 4)):
+        flips = transplant_flips(Triggered(), own, masks, hosts, LABEL)
+        assert flips.shape == (10, 6)
+        # By hand, one image and one host at a time.
+        for i, k in itertools.product(range(10), range(6)):
+            pasted = np.where(masks[i][..., None], own[i], hosts.images[k])
+            logits = Triggered()(jnp.asarray(pasted[None] / 255, jnp.float32))
+            assert flips[i, k] == (logits.argmax() == LABEL)
+        assert flips[6:].all()
+        scores = transplant_scores(flips)
+        assert scores[6:].min() > scores[:6].max()
+        evidence = transplant_evidence(flips, np.arange(6, 10))
+        assert evidence.share == 1
+        np.testing.assert_array_equal(evidence.by_host, np.ones(6))
+        assert evidence.effect == pytest.approx(1 - flips[:6].mean())
+        # Of 210 ways to draw four of ten, one is as extreme.
+        assert evidence.p_value == pytest.approx(1 / 210, rel=0.01)
+
+
+def test_flips_that_every_region_makes_count_little():
+    """Six images turn a host that all turn; one turns a host that no other turns."""
+    flips = np.zeros((50, 4), bool)
+    flips[:, 0] = True
+    flips[7, 0], flips[7, 2] = False, True
+    scores = transplant_scores(flips)
+    assert scores.argmax() == 7
+    assert scores[7] > 20 * scores[0]
+    # Where most of a class is poisoned, another control tells.
+    poisoned = np.arange(50) < 45
+    flips = np.repeat(poisoned[:, None], 4, 1)
+    clean = np.zeros((50, 4), bool)
+    own, other = transplant_scores(flips), transplant_scores(flips, clean)
+    assert other[0] > 20 * own[0]
+    assert other[49] == own[49] == 0
+    with pytest.raises(ValueError, match="the same 4 hosts, found 3"):
+        transplant_scores(flips, clean[:, :3])
+
+
+def test_groups_without_an_effect_have_no_small_p_value():
+    rng = np.random.default_rng(0)
+    found = [
+        transplant_evidence(rng.random((40, 8)) < 0.2, np.arange(8), seed=k).p_value
+        for k in range(60)
+    ]
+    assert min(found) > 1e-3
+    assert 0.3 < np.median(found) < 0.7
+
+
+def test_what_does_not_fit_is_refused(images, relevance):
+    labels = np.arange(40) % 4
+    hosts = hosts_for(LABEL, images, labels, np.eye(4)[labels])
+    masks = relevant_windows(relevance, 3)
+    with pytest.raises(ValueError, match="one mask per image"):
+        transplant_flips(Triggered(), images, masks[:3], hosts, LABEL)
+    with pytest.raises(ValueError, match="hosts of the same size"):
+        transplant_flips(Triggered(), images[:, :4], masks[:, :4], hosts, LABEL)
+    with pytest.raises(ValueError, match="label must be at least 0"):
+        transplant_flips(Triggered(), images, masks, hosts, -1)
+    for group in ([], [1], list(range(39))):
+        with pytest.raises(ValueError, match="at least two images in the group"):
+            transplant_evidence(np.zeros((40, 3), bool), np.array(group, int))
