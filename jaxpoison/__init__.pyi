@@ -21,6 +21,13 @@ from .detectors.mean_distance import MeanDistanceClustering as MeanDistanceClust
 from .detectors.named import DETECTORS as DETECTORS
 from .detectors.named import NamedDetector as NamedDetector
 from .detectors.raw import RawClustering as RawClustering
+from .evidence.occlusion import Occlusion as Occlusion
+from .evidence.occlusion import occlusion as occlusion
+from .evidence.regions import relevant_pixels as relevant_pixels
+from .evidence.regions import relevant_windows as relevant_windows
+from .evidence.residual import feature_flips as feature_flips
+from .evidence.residual import mean_deviation as mean_deviation
+from .evidence.residual import residual_flips as residual_flips
 from .evidence.retraining import ExclusiveRetraining as ExclusiveRetraining
 from .evidence.retraining import exclusive_retraining as exclusive_retraining
 from .evidence.retraining import widened_suspects as widened_suspects
@@ -29,8 +36,6 @@ from .evidence.separation import separation as separation
 from .evidence.transplant import Hosts as Hosts
 from .evidence.transplant import TransplantEvidence as TransplantEvidence
 from .evidence.transplant import hosts_for as hosts_for
-from .evidence.transplant import relevant_pixels as relevant_pixels
-from .evidence.transplant import relevant_windows as relevant_windows
 from .evidence.transplant import transplant_evidence as transplant_evidence
 from .evidence.transplant import transplant_flips as transplant_flips
 from .evidence.transplant import transplant_scores as transplant_scores

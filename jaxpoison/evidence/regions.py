@@ -1,0 +1,78 @@
+"""The regions of images that explain them: where most of their relevance lies."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxpoison._checks import check_integer
+
+
+def relevant_windows(
+    relevance: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"], size: int
+) -> Bool[np.ndarray, "n h w"]:
+    """The square window of every heatmap that holds most relevance.
+
+    Args:
+        relevance: Of every pixel; channels are summed. Negative relevance counts against a
+            window.
+        size: Side of the window, in pixels.
+
+    Returns:
+        Masks, true in the window.
+
+    Raises:
+        TypeError: ``size`` is not an integer.
+        ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
+
+    Example:
+        >>> relevant_windows(np.eye(4)[None], 2)[0].sum()
+        np.int64(4)
+    """
+    check_integer("size", size, at_least=1)
+    maps = _summed(relevance)
+    _, height, width = maps.shape
+    if size > min(height, width):
+        raise ValueError(f"size must be at most the sides, {height} and {width}, found {size}")
+    views = np.lib.stride_tricks.sliding_window_view(maps, (size, size), (1, 2))
+    sums = views.sum((-2, -1))
+    best = sums.reshape(len(sums), -1).argmax(1)
+    top, left = np.unravel_index(best, sums.shape[1:])
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    top, left = top[:, None, None], left[:, None, None]
+    return (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
+
+
+def relevant_pixels(
+    relevance: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"], count: int
+) -> Bool[np.ndarray, "n h w"]:
+    """The pixels of every heatmap that hold most relevance.
+
+    Args:
+        relevance: Of every pixel; channels are summed.
+        count: How many pixels.
+
+    Returns:
+        Masks, true at these pixels.
+
+    Raises:
+        TypeError: ``count`` is not an integer.
+        ValueError: ``count`` is not between 1 and the number of pixels, or there are no heatmaps.
+    """
+    check_integer("count", count, at_least=1)
+    maps = _summed(relevance)
+    flat = maps.reshape(len(maps), -1)
+    if count > flat.shape[1]:
+        raise ValueError(f"count must be at most the pixels, {flat.shape[1]}, found {count}")
+    masks = np.zeros(flat.shape, bool)
+    np.put_along_axis(masks, np.argpartition(-flat, count - 1, 1)[:, :count], True, axis=1)
+    return masks.reshape(maps.shape)
+
+
+def _summed(relevance: np.ndarray) -> Float[np.ndarray, "n h w"]:
+    if relevance.ndim not in (3, 4) or not len(relevance):
+        raise ValueError(
+            "expected relevance of at least one image, [n, h, w] or [n, h, w, c], found shape "
+            f"{relevance.shape}"
+        )
+    return relevance.sum(-1) if relevance.ndim == 4 else relevance
