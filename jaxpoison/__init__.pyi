@@ -18,9 +18,10 @@ from .detectors.detection import Detector as Detector
 from .detectors.detection import Sees as Sees
 from .detectors.heatmap import HeatmapClustering as HeatmapClustering
 from .detectors.mean_distance import MeanDistanceClustering as MeanDistanceClustering
-from .detectors.named import DETECTORS as DETECTORS
-from .detectors.named import NamedDetector as NamedDetector
 from .detectors.raw import RawClustering as RawClustering
+from .evidence.judge import ClassEvidence as ClassEvidence
+from .evidence.judge import find_carriers as find_carriers
+from .evidence.judge import judge_class as judge_class
 from .evidence.occlusion import Occlusion as Occlusion
 from .evidence.occlusion import occlusion as occlusion
 from .evidence.regions import relevant_pixels as relevant_pixels
@@ -35,10 +36,13 @@ from .evidence.separation import Separation as Separation
 from .evidence.separation import separation as separation
 from .evidence.transplant import Hosts as Hosts
 from .evidence.transplant import TransplantEvidence as TransplantEvidence
+from .evidence.transplant import host_weights as host_weights
 from .evidence.transplant import hosts_for as hosts_for
 from .evidence.transplant import transplant_evidence as transplant_evidence
-from .evidence.transplant import transplant_flips as transplant_flips
-from .evidence.transplant import transplant_scores as transplant_scores
+from .evidence.transplant import transplant_margins as transplant_margins
+from .evidence.trigger import Trigger as Trigger
+from .evidence.trigger import recovered_trigger as recovered_trigger
+from .evidence.trigger import trigger_distances as trigger_distances
 from .evidence.verdict import Verdict as Verdict
 from .evidence.verdict import judged as judged
 from .gw.barycenters import barycenters as barycenters
@@ -50,6 +54,8 @@ from .gw.grid import GridGeometry as GridGeometry
 from .gw.kmeans import GWClusters as GWClusters
 from .gw.kmeans import UninformativeCouplingsWarning as UninformativeCouplingsWarning
 from .gw.kmeans import gw_kmeans as gw_kmeans
+from .gw.neighbours import Neighbours as Neighbours
+from .gw.neighbours import nearest_neighbours as nearest_neighbours
 from .gw.pairs import PairDistances as PairDistances
 from .gw.pairs import all_distances as all_distances
 from .gw.pairs import debiased_distances as debiased_distances
@@ -62,6 +68,8 @@ from .gw.spaces import measure_spaces as measure_spaces
 from .jobs.config import RunConfig as RunConfig
 from .jobs.config import read_config as read_config
 from .jobs.explain import explain_all as explain_all
+from .jobs.named import DETECTORS as DETECTORS
+from .jobs.named import NamedDetector as NamedDetector
 from .jobs.outcome import RepairOutcome as RepairOutcome
 from .jobs.outcome import RunOutcome as RunOutcome
 from .jobs.outcome import ScanOutcome as ScanOutcome

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxpoison import accuracy, predict, synthetic, trained_network
 from jaxpoison.cli import main
-from jaxpoison.detectors.named import DETECTORS
+from jaxpoison.jobs.named import DETECTORS
 
 pytestmark = pytest.mark.mixes_types
 DOCS = Path(__file__).parent.parent / "docs"

@@ -6,15 +6,23 @@ import time
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import HDBSCAN
 
 from jaxpoison._checks import check_integer
+from jaxpoison._sampling import evenly
 from jaxpoison.detectors.detection import Detection
-from jaxpoison.gw.pairs import debiased_distances
+from jaxpoison.gw.neighbours import ALL_PAIRS, nearest_neighbours
+from jaxpoison.gw.pairs import debiased_distances, pair_distances
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.gw.spaces import SmallSpaces, measure_spaces
+
+# Neighbours of a heatmap that HDBSCAN is given at the least, where not all pairs are measured.
+_NEIGHBOURS = 15
+# Heatmaps of the main group and of every other one to which all are then compared.
+_OF_MAIN, _OF_GROUP = 64, 16
 
 
 class HeatmapDensity(ClusterMixin, BaseEstimator):
@@ -25,9 +33,11 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
     nothing: thirty frames of one physical sign are one, too.
 
     HDBSCAN: Campello, Moulavi, Sander 2013; distances less half of both sides' distances from
-    themselves, as for Sinkhorn divergences (Genevay, Peyré, Cuturi 2018), and their root. All
-    pairs are measured: time and memory grow with the square of a class, 20 s and 32 MB for
-    2,000 heatmaps on two cores.
+    themselves, as for Sinkhorn divergences (Genevay, Peyré, Cuturi 2018), and their root. Up to
+    4,096 heatmaps all pairs are measured: 20 s and 32 MB for 2,000 heatmaps on two cores. With
+    more, HDBSCAN is given the nearest neighbours of every heatmap and the distances to a few
+    landmarks, which connect them (:func:`nearest_neighbours`); time and memory then grow with
+    their number.
 
     Args:
         epsilon: Entropic regularisation in POT's convention; by default half of the value from
@@ -45,7 +55,8 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
         epsilon_: What distances were computed with.
         labels_: 1 for the heatmaps of all groups but the largest, 0 for the others.
         detection_: The full result; the score of a heatmap is its mean distance to the nearest
-            of the main group, less that to the nearest of the proposed groups.
+            of the main group, less that to the nearest of the proposed groups; with many
+            heatmaps, of some of each group.
         spaces_: The quantised heatmaps.
     """
 
@@ -92,27 +103,32 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
         self.spaces_: SmallSpaces = quantised(measure_spaces(X, mass=self.mass), self.points)
         self.epsilon_ = critical_epsilon(self.spaces_) / 2 if self.epsilon is None else self.epsilon
         solver = EntropicGW(self.epsilon_)
-        squared = debiased_distances(self.spaces_, solver, progress=self.progress)
-        self._distances = distances = np.sqrt(squared)
+        graph = _distances(self.spaces_, solver, self.min_samples, self.progress)
         found = HDBSCAN(
             min_cluster_size=self.min_cluster_size,
             min_samples=self.min_samples,
             metric="precomputed",
             copy=True,
-        ).fit(distances)
+        ).fit(graph)
         sizes = np.bincount(found.labels_[found.labels_ >= 0])
         order = np.argsort(-sizes, kind="stable")
         self.groups_: tuple[Int[np.ndarray, " m"], ...] = tuple(
             np.flatnonzero(found.labels_ == group) for group in order
         )
         self.noise_: Int[np.ndarray, " m"] = np.flatnonzero(found.labels_ < 0)
+        if isinstance(graph, np.ndarray):
+            scores = _scores(graph, np.arange(len(X)), self.groups_, self.min_samples)
+        else:
+            some, groups = _representatives(self.groups_, len(X))
+            to_some = _between(self.spaces_, np.arange(len(X)), some, solver, self.progress)
+            scores = _scores(to_some, some, groups, self.min_samples)
         proposed = np.zeros(len(X), bool)
         for group in self.groups_[1:]:
             proposed[group] = True
         self.labels_ = proposed.astype(int)
         self.detection_ = Detection(
             labels=self.labels_,
-            scores=_scores(distances, self.groups_, self.min_samples),
+            scores=scores,
             seconds=time.perf_counter() - started,
             converged=True,
             notes={
@@ -129,7 +145,61 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
         Args:
             chosen: Their indices.
         """
-        return self._distances[np.ix_(chosen, chosen)] ** 2
+        solver = EntropicGW(self.epsilon_)
+        return _between(self.spaces_, chosen, chosen, solver, False) ** 2
+
+
+def _distances(
+    spaces: SmallSpaces, solver: EntropicGW, min_samples: int, progress: bool
+) -> Float[np.ndarray, "n n"] | csr_array:
+    """Roots of debiased distances: of all pairs, or of neighbours and to landmarks."""
+    n = len(spaces)
+    if n <= ALL_PAIRS:
+        return np.sqrt(debiased_distances(spaces, solver, progress=progress))
+    k = max(_NEIGHBOURS, 2 * min_samples)
+    near = nearest_neighbours(spaces, k, solver, progress=progress)
+    rows = np.concatenate(
+        [np.repeat(np.arange(n), k), np.repeat(np.arange(n), len(near.landmarks))]
+    )
+    columns = np.concatenate([near.index.ravel(), np.tile(near.landmarks, n)])
+    values = np.concatenate([near.distances.ravel(), near.to_landmarks.ravel()])
+    # No entry, to a sparse matrix, is one of 0: alike heatmaps are kept a little apart.
+    values = np.maximum(values, np.finfo(np.float32).tiny)
+    first = np.unique(np.stack([rows, columns]), axis=1, return_index=True)[1]
+    first = first[rows[first] != columns[first]]
+    graph = csr_array((values[first], (rows[first], columns[first])), (n, n))
+    return graph.maximum(graph.T).tocsr()
+
+
+def _between(
+    spaces: SmallSpaces,
+    rows: Int[np.ndarray, " a"],
+    columns: Int[np.ndarray, " b"],
+    solver: EntropicGW,
+    progress: bool,
+) -> Float[np.ndarray, "a b"]:
+    """Roots of debiased distances between some spaces and others."""
+    pairs = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+    both = np.unique(np.concatenate([rows, columns]))
+    own = np.zeros(len(spaces))
+    own[both] = pair_distances(spaces, np.repeat(both[:, None], 2, 1), solver).values
+    values = pair_distances(spaces, pairs, solver, progress=progress).values
+    debiased = np.maximum(values - own[pairs].sum(1) / 2, 0)
+    return np.sqrt(np.where(pairs[:, 0] == pairs[:, 1], 0, debiased)).reshape(len(rows), -1)
+
+
+def _representatives(
+    groups: tuple[Int[np.ndarray, " m"], ...], n: int
+) -> tuple[Int[np.ndarray, " r"], tuple[Int[np.ndarray, " s"], ...]]:
+    """Some heatmaps of every group, and of all where there is none; and their places among them."""
+    some = [
+        group[evenly(len(group), _OF_MAIN if k == 0 else _OF_GROUP)]
+        for k, group in enumerate(groups or (np.arange(n),))
+    ]
+    ends = np.cumsum([len(part) for part in some])
+    starts = np.concatenate([[0], ends[:-1]])
+    places = tuple(np.arange(a, b) for a, b in zip(starts, ends, strict=True))
+    return np.concatenate(some), places
 
 
 def critical_epsilon(spaces: SmallSpaces) -> float:
@@ -145,25 +215,29 @@ def critical_epsilon(spaces: SmallSpaces) -> float:
 
 
 def _scores(
-    distances: Float[np.ndarray, "n n"], groups: tuple[Int[np.ndarray, " m"], ...], nearest: int
+    distances: Float[np.ndarray, "n m"],
+    columns: Int[np.ndarray, " m"],
+    groups: tuple[Int[np.ndarray, " g"], ...],
+    nearest: int,
 ) -> Float[np.ndarray, " n"]:
     """Mean distance to the nearest of the main group, less that to the nearest proposed ones.
 
     With no proposed group, the distance to the main group alone.
+
+    Args:
+        distances: Of all heatmaps to some.
+        columns: Indices of these.
+        groups: Places of every group's heatmaps among them.
+        nearest: How many of a group count.
     """
-    main = groups[0] if groups else np.arange(len(distances))
-    scores = _mean_of_nearest(distances, main, nearest)
+    oneself = np.arange(len(distances))[:, None] == columns[None]
+    apart = np.where(oneself, np.inf, distances)
+
+    def to_group(group: Int[np.ndarray, " g"]) -> Float[np.ndarray, " n"]:
+        few = np.sort(apart[:, group], axis=1)[:, : min(nearest, len(group) - 1)]
+        return few.mean(1)
+
+    scores = to_group(groups[0] if groups else np.arange(len(columns)))
     if len(groups) > 1:
-        each = [_mean_of_nearest(distances, group, nearest) for group in groups[1:]]
-        scores = scores - np.min(each, axis=0)
+        scores = scores - np.min([to_group(group) for group in groups[1:]], axis=0)
     return scores
-
-
-def _mean_of_nearest(
-    distances: Float[np.ndarray, "n n"], group: Int[np.ndarray, " m"], nearest: int
-) -> Float[np.ndarray, " n"]:
-    """Mean distance to the nearest members of a group, oneself apart."""
-    of_group = distances[:, group].copy()
-    of_group[group, np.arange(len(group))] = np.inf
-    few = np.sort(of_group, axis=1)[:, : min(nearest, len(group) - 1)]
-    return few.mean(1)

@@ -42,11 +42,12 @@ class Detection:
 
 
 class Sees(enum.Enum):
-    """What a detector looks at: one entry per image of a class."""
+    """What a detector looks at: one entry per image of a class; or the network, which it asks."""
 
     IMAGES = "images"
     ACTIVATIONS = "activations"
     RELEVANCE = "relevance"
+    NETWORK = "network"
 
 
 class Detector(Protocol):
@@ -58,8 +59,8 @@ class Detector(Protocol):
 
     detection_: Detection
 
-    def fit(self, X: np.ndarray) -> Any:  # noqa: N803
-        """Splits the images of one class, from an array with one entry for each."""
+    def fit(self, X: Any) -> Any:  # noqa: N803
+        """Splits the images of one class, from what it :class:`Sees` of them."""
         ...
 
     def sample_distances(self, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m m"]:

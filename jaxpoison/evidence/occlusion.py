@@ -8,13 +8,12 @@ they were taken from.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Int, UInt8
 
 from jaxpoison._checks import check_integer
 from jaxpoison._precision import in_full_precision

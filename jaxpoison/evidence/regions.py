@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxpoison._checks import check_integer
 
@@ -29,6 +29,26 @@ def relevant_windows(
         >>> relevant_windows(np.eye(4)[None], 2)[0].sum()
         np.int64(4)
     """
+    maps = _summed(relevance)
+    return windows_at(window_places(maps, size), size, maps.shape[1:])
+
+
+def window_places(
+    relevance: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"], size: int
+) -> Int[np.ndarray, "n 2"]:
+    """Where the window of every heatmap lies that holds most relevance.
+
+    Args:
+        relevance: Of every pixel; channels are summed.
+        size: Side of the window.
+
+    Returns:
+        Row and column of the upper left corners.
+
+    Raises:
+        TypeError: ``size`` is not an integer.
+        ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
+    """
     check_integer("size", size, at_least=1)
     maps = _summed(relevance)
     _, height, width = maps.shape
@@ -37,9 +57,21 @@ def relevant_windows(
     views = np.lib.stride_tricks.sliding_window_view(maps, (size, size), (1, 2))
     sums = views.sum((-2, -1))
     best = sums.reshape(len(sums), -1).argmax(1)
-    top, left = np.unravel_index(best, sums.shape[1:])
-    rows, columns = np.arange(height)[:, None], np.arange(width)
-    top, left = top[:, None, None], left[:, None, None]
+    return np.stack(np.unravel_index(best, sums.shape[1:]), -1)
+
+
+def windows_at(
+    places: Int[np.ndarray, "n 2"], size: int, shape: tuple[int, ...]
+) -> Bool[np.ndarray, "n h w"]:
+    """Masks that are true in a square window.
+
+    Args:
+        places: Row and column of the upper left corners.
+        size: Side of the windows.
+        shape: Height and width of the masks.
+    """
+    rows, columns = np.arange(shape[0])[None, :, None], np.arange(shape[1])[None, None]
+    top, left = places[:, 0, None, None], places[:, 1, None, None]
     return (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
 
 

@@ -25,6 +25,9 @@ from jaxpoison.parallel import map_batches, over_devices
 _PASTED = 512
 # Permutations where there are too many to try all.
 _PERMUTATIONS = 9_999
+# Most that a host is thought to be turned by clean regions. Where most of a class is poisoned, its
+# own images are no control: all hosts then weigh the same.
+_EASIEST = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +38,20 @@ class Hosts:
         members: Their indices in the data.
         images: They themselves.
         labels: Their classes, ascending.
+        margins: By how much the logit of the class that has no hosts exceeds the largest other
+            one, before anything is pasted; negative.
     """
 
     members: Int[np.ndarray, " k"]
     images: UInt8[np.ndarray, "k h w c"]
     labels: Int[np.ndarray, " k"]
+    margins: Float[np.ndarray, " k"]
+
+    def take(self, index: Int[np.ndarray, " m"]) -> Hosts:
+        """Some of the hosts."""
+        return Hosts(
+            self.members[index], self.images[index], self.labels[index], self.margins[index]
+        )
 
 
 def hosts_for(
@@ -79,10 +91,11 @@ def hosts_for(
     if not chosen:
         raise ValueError(f"the network gets no image right of the classes other than {label}")
     members = np.concatenate(chosen)
-    return Hosts(members, images[members], labels[members])
+    others = np.delete(logits[members], label, -1).max(-1)
+    return Hosts(members, images[members], labels[members], logits[members, label] - others)
 
 
-def transplant_flips(
+def transplant_margins(
     model: Any,
     images: UInt8[np.ndarray, "n h w c"],
     masks: Bool[np.ndarray, "n h w"],
@@ -90,7 +103,7 @@ def transplant_flips(
     label: int,
     *,
     progress: str | None = None,
-) -> Bool[np.ndarray, "n k"]:
+) -> Float[np.ndarray, "n k"]:
     """Pastes a region of every image on every host, at its place, and asks the network.
 
     After SentiNet (Chou, Tramèr, Pellegrino 2020, section 4), with a region of relevance as the
@@ -106,7 +119,9 @@ def transplant_flips(
         progress: Title of a progress bar; none is shown without it.
 
     Returns:
-        Whether the host is classified as ``label`` with the region on it: images × hosts.
+        By how much the logit of ``label`` exceeds the largest other one with the region on the
+        host: images × hosts. The host is classified as ``label``, it *flips*, where that is
+        positive.
 
     Raises:
         TypeError: ``label`` is not an integer.
@@ -115,8 +130,8 @@ def transplant_flips(
     Example:
         >>> hosts = jaxpoison.hosts_for(5, train.images, train.labels, logits)
         >>> masks = jaxpoison.relevant_windows(relevance, 3)
-        >>> flips = jaxpoison.transplant_flips(model, images, masks, hosts, 5)
-        >>> flips.mean(1)  # per image, the share of hosts that turn into class 5
+        >>> margins = jaxpoison.transplant_margins(model, images, masks, hosts, 5)
+        >>> (margins > 0).mean(1)  # per image, the share of hosts that turn into class 5
     """
     check_integer("label", label, at_least=0)
     if masks.shape != images.shape[:3] or images.shape[1:] != hosts.images.shape[1:]:
@@ -125,78 +140,76 @@ def transplant_flips(
             f"{images.shape}, masks {masks.shape}, hosts {hosts.images.shape}"
         )
     network, state = pure(model)
-    classes = map_batches(
-        partial(_classes_with_regions, network),
-        (state, hosts.images),
+    return map_batches(
+        partial(_margins_with_regions, network),
+        (state, hosts.images, np.int32(label)),
         images,
         masks,
         batch_size=max(1, _PASTED // len(hosts.images)),
         progress=progress,
     )
-    return classes == label
 
 
 @partial(jax.jit, static_argnums=0)
 @in_full_precision
-def _classes_with_regions(network: PureModel, shared: Any, images: Array, masks: Array) -> Array:
-    def classes(shared: Any, images: Array, masks: Array) -> Array:
-        state, hosts = shared
+def _margins_with_regions(network: PureModel, shared: Any, images: Array, masks: Array) -> Array:
+    def margins(shared: Any, images: Array, masks: Array) -> Array:
+        state, hosts, label = shared
         pasted = jnp.where(masks[:, None, :, :, None], images[:, None], hosts[None])
         logits = network(state, pasted.reshape(-1, *hosts.shape[1:]).astype(jnp.float32) / 255)
-        return logits.argmax(-1).reshape(len(images), len(hosts))
+        other = jnp.arange(logits.shape[-1]) != label
+        largest = jnp.where(other[None], logits, -jnp.inf).max(-1)
+        return (logits[:, label] - largest).reshape(len(images), len(hosts))
 
-    return over_devices(classes)(shared, images, masks)
+    return over_devices(margins)(shared, images, masks)
 
 
-def transplant_scores(
-    flips: Bool[np.ndarray, "n k"], control: Bool[np.ndarray, "m k"] | None = None
-) -> Float[np.ndarray, " n"]:
-    """How much every image's region alone speaks for a trigger.
+def host_weights(control: Bool[np.ndarray, "m k"]) -> Float[np.ndarray, " k"]:
+    """What a flip of every host counts: the more, the fewer regions of the control flip it.
 
-    A flip counts by how rare it is: by the negative logarithm of the share of the control that
-    flips the same host. So hosts of similar classes, which clean regions flip as well, count
-    little (a digit moved to another speed limit).
+    The negative logarithm of their share, scaled to sum 1. So hosts of similar classes, which
+    clean regions flip as well, count little (a digit moved to another speed limit). Half of the
+    control is the most that is thought to flip a host, whatever is seen: where most of a class
+    is poisoned, its own images are no control, and all hosts weigh about the same.
 
     Args:
-        flips: Of :func:`transplant_flips`.
-        control: Flips of the same hosts by other regions; by default by these images
-            themselves, which tells poisoned images apart as long as most are clean.
-
-    Returns:
-        Mean over hosts, in nats; higher is more suspicious.
+        control: Which hosts flip by regions of images most of which are thought to be clean.
 
     Raises:
-        ValueError: The control has other hosts.
+        ValueError: The control is empty.
 
     Example:
-        >>> transplant_scores(np.array([[True, True], [False, True], [False, True]])).round(2)
-        array([0.56, 0.07, 0.07])
+        >>> host_weights(np.array([[True, False], [True, False], [False, False]])).round(2)
+        array([0.25, 0.75])
     """
-    control = flips if control is None else control
-    if control.shape[1:] != flips.shape[1:]:
-        raise ValueError(
-            f"the control must have the same {flips.shape[1]} hosts, found {control.shape[1]}"
-        )
+    if not control.size:
+        raise ValueError(f"the control must hold images and hosts, found shape {control.shape}")
     # Half a flip and half a miss beside those seen: no share is 0 or 1.
     share = (control.sum(0) + 0.5) / (len(control) + 1)
-    return (flips * -np.log(share)).mean(1)
+    weights = -np.log(np.minimum(share, _EASIEST))
+    return weights / weights.sum()
 
 
 @dataclass(frozen=True, eq=False)
 class TransplantEvidence:
-    """What transplants say of a group of images.
+    """What transplants say of a group of images, by the region that says most.
 
     Attributes:
+        region: Index of that region among those that were tried.
         share: Of hosts that the members' regions turn into the class, mean over members.
         control: The same for the class-mates.
-        by_host: ``share``, host by host.
-        p_value: Of a permutation test on ``share - control``, over who is a member; for one
-            group alone, not corrected for others that were tried.
+        classes: Classes of the hosts.
+        by_class: ``share``, by class of the host. A trigger that works in one source class alone
+            (TaCT: Tang et al. 2021) shows here.
+        p_value: Of a permutation test over who is a member, corrected for all regions, for
+            single classes of hosts and for the groups that were tried.
     """
 
+    region: int
     share: float
     control: float
-    by_host: Float[np.ndarray, " k"]
+    classes: Int[np.ndarray, " c"]
+    by_class: Float[np.ndarray, " c"]
     p_value: float
 
     @property
@@ -206,45 +219,94 @@ class TransplantEvidence:
 
 
 def transplant_evidence(
-    flips: Bool[np.ndarray, "n k"], group: Int[np.ndarray, " g"], *, seed: int = 0
+    flips: Bool[np.ndarray, "r n k"],
+    group: Int[np.ndarray, " g"],
+    labels: Int[np.ndarray, " k"],
+    *,
+    tried: int = 1,
+    seed: int = 0,
 ) -> TransplantEvidence:
     """Judges a group of a class against the class-mates outside it.
 
-    The test is exact where the ways to draw the group are few, and draws 9,999 of them otherwise
+    What is tested is how much more the members flip than the others: of all hosts, and of those
+    of every class alone, by every region. Each of these differences is divided by its standard
+    deviation under permutations; the largest is compared with the largest under each permutation
+    (Westfall and Young 1993, max-T), and the p value multiplied by the number of groups. The
+    test is exact where the ways to draw the group are few, and draws 9,999 of them otherwise
     (SciPy's ``permutation_test``).
 
     Args:
-        flips: Of the class's images, or some of them; of :func:`transplant_flips`.
+        flips: Of the class's images, or some of them, by one or more regions: where
+            :func:`transplant_margins` is positive.
         group: Indices of the members among them.
+        labels: Classes of the hosts.
+        tried: How many groups are judged.
         seed: Of the permutations.
 
     Raises:
-        ValueError: Fewer than two images are in the group, or fewer than two outside.
+        TypeError: ``tried`` is not an integer.
+        ValueError: Fewer than two images are in the group, or fewer than two outside; the
+            shapes do not fit; ``tried`` is below 1.
 
     Example:
-        >>> evidence = jaxpoison.transplant_evidence(flips, detector.groups_[1])
+        >>> flips = np.stack([margins_3 > 0, margins_5 > 0])
+        >>> evidence = jaxpoison.transplant_evidence(flips, detector.groups_[1], hosts.labels)
         >>> evidence.share, evidence.control, evidence.p_value
     """
-    inside = np.zeros(len(flips), bool)
+    check_integer("tried", tried, at_least=1)
+    if flips.ndim != 3 or labels.shape != flips.shape[2:]:
+        raise ValueError(
+            "expected flips as regions × images × hosts and one class per host, found shapes "
+            f"{flips.shape} and {labels.shape}"
+        )
+    inside = np.zeros(flips.shape[1], bool)
     inside[group] = True
     if min(inside.sum(), (~inside).sum()) < 2:
         raise ValueError(
             f"expected at least two images in the group and two outside, found {inside.sum()} and "
             f"{(~inside).sum()}"
         )
-    shares = flips.mean(1)
+    shares = flips.mean(2)
+    effects = shares[:, inside].mean(1) - shares[:, ~inside].mean(1)
+    region = int(effects.argmax())
+    classes = np.unique(labels)
+    of_class = np.stack([flips[:, :, labels == k].mean(2) for k in classes], -1)
+    by_class = of_class[region, inside].mean(0)
+    # images × (regions × (all hosts, and each class's))
+    tested = np.concatenate([shares[..., None], of_class], -1)
+    tested = tested.transpose(1, 0, 2).reshape(len(inside), -1)
+    p_value = _largest_difference(tested[inside], tested[~inside], seed)
+    return TransplantEvidence(
+        region,
+        float(shares[region, inside].mean()),
+        float(shares[region, ~inside].mean()),
+        classes,
+        by_class,
+        min(1.0, tried * p_value),
+    )
+
+
+def _largest_difference(
+    inside: Float[np.ndarray, "g t"], outside: Float[np.ndarray, "m t"], seed: int
+) -> float:
+    """The p value of the largest of several differences of means, corrected for their number."""
+    varies = np.ptp(np.concatenate([inside, outside]), axis=0) > 0
+    if not varies.any():
+        return 1.0
     test = permutation_test(
-        (shares[inside], shares[~inside]),
+        (inside[:, varies], outside[:, varies]),
         lambda a, b, axis: a.mean(axis) - b.mean(axis),
         vectorized=True,
         n_resamples=_PERMUTATIONS,
-        batch=256,
+        batch=64,
         alternative="greater",
+        axis=0,
         rng=np.random.default_rng(seed),
     )
-    return TransplantEvidence(
-        float(shares[inside].mean()),
-        float(shares[~inside].mean()),
-        flips[inside].mean(0),
-        float(test.pvalue),
-    )
+    spread = test.null_distribution.std(0)
+    seen = (test.statistic / spread).max()
+    under_chance = (test.null_distribution / spread).max(-1)
+    # What differs by rounding alone is as large.
+    as_large = int((under_chance >= seen - 1e-9 * abs(seen)).sum())
+    exact = len(under_chance) < _PERMUTATIONS
+    return as_large / len(under_chance) if exact else (as_large + 1) / (len(under_chance) + 1)

@@ -8,10 +8,16 @@ and 0.70 in the others. Activations projected by FastICA do not tell them apart 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
 
 from jaxpoison.evidence.separation import Separation
 
+# The detector that asks the network itself.
+JUDGE = "transplant"
 SUSPICIOUS_FROM = {"activation_pca": 0.58, "heatmap": 0.78}
 # The paper's conclusion: one detector looks at every class, the next at those that it finds
 # to fall into two.
@@ -21,11 +27,12 @@ _PASSED_ON_FROM = 0.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the separation of a class's clusters says about the class.
+    """What is said of a class.
 
     Attributes:
-        suspicion: The silhouette over the one that makes a class suspicious to this detector;
-            0 where one cluster is empty. ``None`` for detectors that cannot tell.
+        suspicion: The silhouette of a detector's clusters, or the share of hosts that regions
+            turn, over the one that makes a class suspicious; 0 where one cluster is empty.
+            ``None`` for detectors that cannot tell.
     """
 
     suspicion: float | None
@@ -52,9 +59,40 @@ def judged(detector: str, apart: Separation) -> Verdict:
 
 def scanners() -> tuple[str, ...]:
     """What all classes can be searched with: whose word on a class counts."""
-    return ("cascade", *SUSPICIOUS_FROM)
+    return (JUDGE, "cascade", *SUSPICIOUS_FROM)
 
 
 def passed_on(apart: Separation) -> bool:
     """Whether a class falls into two enough for a second detector to look at it."""
     return apart.silhouette is not None and apart.silhouette >= _PASSED_ON_FROM
+
+
+# Share of hosts that the region of an image turns into its class, or those of a group's members on
+# average, from which on it is called poisoned; and the fewest such images that make an attack.
+TURNS_FROM = 0.3
+FEWEST_IMAGES = 3
+
+
+def turns(share: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which shares of hosts are larger than regions of clean images turn."""
+    return share >= TURNS_FROM
+
+
+def most_turned(shares: Float[np.ndarray, " n"], groups: Sequence[float]) -> float:
+    """The share of hosts by which a class is judged.
+
+    That which so many of its images turn each as make an attack, or which a group's members turn
+    on average, whichever is more.
+
+    Args:
+        shares: Of hosts that single images turn.
+        groups: Of hosts that members of every proposed group turn, on average.
+    """
+    few = np.sort(shares)[-FEWEST_IMAGES:]
+    of_images = float(few[0]) if len(few) == FEWEST_IMAGES else 0.0
+    return max([of_images, *groups])
+
+
+def judged_by_transplants(hosts_turned: float) -> Verdict:
+    """Judges a class by what :func:`most_turned` says of it."""
+    return Verdict(hosts_turned / TURNS_FROM)

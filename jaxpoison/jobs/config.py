@@ -21,9 +21,9 @@ from jaxpoison._checks import check_choice, check_fraction, check_integer, set_f
 from jaxpoison.attacks.pgd import PGD
 from jaxpoison.attacks.triggers import AmplitudePattern, Sticker
 from jaxpoison.datasets.loading import DATASETS
-from jaxpoison.detectors.named import DETECTORS, default_detectors
-from jaxpoison.evidence.verdict import scanners
+from jaxpoison.evidence.verdict import JUDGE, scanners
 from jaxpoison.gw.kmeans import MODES
+from jaxpoison.jobs.named import DETECTORS, default_detectors
 from jaxpoison.lrp.attributions import ATTRIBUTIONS
 from jaxpoison.models.named import MODELS
 from jaxpoison.training.protocols import PROTOCOLS
@@ -310,9 +310,10 @@ class ScanConfig:
     """How all classes are searched; ``jaxpoison scan --help`` says what each is."""
 
     detector: str = option(
-        "cascade",
-        "whose word counts; cascade: activation_pca looks at every class, heatmap at those "
-        "whose clusters lie apart",
+        JUDGE,
+        "whose word counts; transplant: the network's own, asked with the regions that explain "
+        "images; cascade: activation_pca looks at every class, heatmap at those whose clusters lie "
+        "apart",
         choices=scanners,
     )
     mode: str = option(
@@ -329,7 +330,7 @@ class ScanConfig:
 class RepairConfig:
     """How data are repaired; ``jaxpoison repair --help`` says what each is."""
 
-    detector: str = option("heatmap", "whose suspects are taken out", choices=DETECTORS)
+    detector: str = option(JUDGE, "whose suspects are taken out", choices=DETECTORS)
     rounds: int = option(5, "most trainings after the first", at_least=1)
 
     def __post_init__(self) -> None:

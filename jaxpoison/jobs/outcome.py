@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Detection
+from jaxpoison.evidence.judge import ClassEvidence
 from jaxpoison.evidence.retraining import ExclusiveRetraining
 from jaxpoison.evidence.separation import Separation
 from jaxpoison.evidence.verdict import CASCADE, Verdict, judged
@@ -57,16 +58,22 @@ class Finding:
         detection: How it splits the class.
         separation: How far both clusters lie apart, in the detector's own distance.
         seconds: Time taken, distances included.
+        key: Of the stage that found it.
+        evidence: What the network said; ``None`` of detectors that do not ask it.
     """
 
     detector: str
     detection: Detection
     separation: Separation
     seconds: float
+    key: str
+    evidence: ClassEvidence | None = None
 
     @property
     def verdict(self) -> Verdict:
         """What that says about the class."""
+        if self.evidence is not None:
+            return self.evidence.verdict
         return judged(self.detector, self.separation)
 
 
@@ -119,6 +126,19 @@ class RunOutcome:
 
 
 @dataclass(frozen=True, eq=False)
+class Carriers:
+    """Images outside an attacked class that carry its trigger: on them, it turns hosts.
+
+    Attributes:
+        train: Indices of training images of other classes.
+        validation: Indices of validation images, of whatever class.
+    """
+
+    train: Int[np.ndarray, " m"]
+    validation: Int[np.ndarray, " v"]
+
+
+@dataclass(frozen=True, eq=False)
 class ScannedClass:
     """What a scan found in one class.
 
@@ -126,11 +146,13 @@ class ScannedClass:
         label: The class.
         members: Indices of its training images.
         finding: What the last detector that looked at it found.
+        carriers: What else carries its trigger; ``None`` where none was recovered.
     """
 
     label: int
     members: Int[np.ndarray, " n"]
     finding: Finding
+    carriers: Carriers | None = None
 
     @property
     def suspicion(self) -> float:
@@ -175,11 +197,16 @@ class ScanOutcome:
 
     @property
     def called(self) -> Bool[np.ndarray, " n"]:
-        """Which training images are called poisoned: the suspects of suspicious classes."""
+        """Which training images are called poisoned.
+
+        The suspects of suspicious classes, and images of other classes that carry their triggers.
+        """
         called = np.zeros(len(self.data.train), bool)
         for scanned in self.classes:
             if scanned.suspicious:
-                called[scanned.members] = scanned.finding.detection.suspects
+                called[scanned.members[scanned.finding.detection.suspects]] = True
+            if scanned.carriers is not None:
+                called[scanned.carriers.train] = True
         return called
 
     @property

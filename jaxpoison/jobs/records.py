@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxpoison.datasets.dataset import Dataset
-from jaxpoison.evidence.verdict import SUSPICIOUS_FROM
+from jaxpoison.evidence.judge import ClassEvidence
+from jaxpoison.evidence.trigger import Trigger
+from jaxpoison.evidence.verdict import JUDGE, SUSPICIOUS_FROM, TURNS_FROM
 from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.evaluating import Evaluation
 from jaxpoison.jobs.outcome import (
@@ -103,6 +105,7 @@ def _finding_record(found: Finding, rates: DetectionRates) -> dict[str, Any]:
         "converged": detection.converged,
         "silhouette": found.separation.silhouette,
         "suspicious": found.verdict.suspicious,
+        **({} if found.evidence is None else {"evidence": _evidence_record(found.evidence)}),
         **({"notes": detection.notes} if detection.notes else {}),
     }
 
@@ -127,7 +130,10 @@ def scan_record(outcome: ScanOutcome) -> dict[str, Any]:
         "schema": SCHEMA,
         **config_record(outcome.config, outcome.trained.settings),
         **dataclasses.asdict(outcome.options),
-        "suspicious_silhouettes": {k: SUSPICIOUS_FROM[k] for k in outcome.detectors},
+        "suspicious_silhouettes": {
+            k: SUSPICIOUS_FROM[k] for k in outcome.detectors if k in SUSPICIOUS_FROM
+        },
+        "suspicious_hosts_turned": TURNS_FROM if JUDGE in outcome.detectors else None,
         "left_out": list(outcome.left_out),
         "seconds": outcome.seconds,
         "classes": [_class_record(scanned, outcome.data.train) for scanned in outcome.classes],
@@ -147,12 +153,53 @@ def _class_record(scanned: ScannedClass, train: Dataset) -> dict[str, Any]:
         "images": len(scanned.members),
         "suspects": suspects,
         "share": suspects / len(scanned.members),
+        "hosts_turned": None if found.evidence is None else found.evidence.hosts_turned,
         "silhouette": found.separation.silhouette,
         "near_zero_eigenvalues": found.separation.near_zero_eigenvalues,
         "eigengap": found.separation.eigengap,
         "converged": found.detection.converged,
         "seconds": round(found.seconds, 2),
         "notes": found.detection.notes,
+        "evidence": None if found.evidence is None else _evidence_record(found.evidence),
+        "carriers": None
+        if scanned.carriers is None
+        else {
+            "train": len(scanned.carriers.train),
+            "validation": len(scanned.carriers.validation),
+        },
+    }
+
+
+def _evidence_record(evidence: ClassEvidence) -> dict[str, Any]:
+    return {
+        "windows": list(evidence.sizes),
+        "asked": len(evidence.asked),
+        "called": int(evidence.called.sum()),
+        "called_as_carriers": len(evidence.carriers),
+        "trigger": None if evidence.trigger is None else _trigger_record(evidence.trigger),
+        "turned_by_host_class": {str(k): share for k, share in evidence.turned().items()} or None,
+        "groups": [
+            {
+                "images": len(group.members),
+                "hosts_turned": group.hosts_turned,
+                "share": group.evidence.share,
+                "share_of_class_mates": group.evidence.control,
+                "window": evidence.sizes[group.evidence.region],
+                "p_value": group.evidence.p_value,
+            }
+            for group in evidence.groups
+        ],
+    }
+
+
+def _trigger_record(trigger: Trigger) -> dict[str, Any]:
+    """Pixel values from 0 to 255, and the place that most windows have."""
+    places, counts = np.unique(trigger.places, axis=0, return_counts=True)
+    return {
+        "values": trigger.values.round(1).tolist(),
+        "spread": trigger.spread.round(1).tolist(),
+        "most_common_place": places[counts.argmax()].tolist(),
+        "share_at_that_place": float(counts.max() / counts.sum()),
     }
 
 
@@ -173,7 +220,7 @@ def _truth_record(outcome: ScanOutcome) -> dict[str, Any] | None:
 def classes_table(outcome: ScanOutcome) -> str:
     """The content of ``classes.csv``: one row per class."""
     rows = [_class_record(scanned, outcome.data.train) for scanned in outcome.classes]
-    columns = [column for column in rows[0] if column != "notes"]
+    columns = [column for column in rows[0] if column not in ("notes", "evidence", "carriers")]
     return csv_text(columns, [[row[column] for column in columns] for row in rows])
 
 
@@ -191,6 +238,19 @@ def clusters_table(outcome: ScanOutcome) -> str:
         )
     ]
     return csv_text(("id", "class", "cluster", "score"), rows)
+
+
+def carriers_table(outcome: ScanOutcome) -> str:
+    """The content of ``carriers.csv``: what carries a trigger outside the attacked class."""
+    rows = []
+    for scanned in outcome.classes:
+        if scanned.carriers is None:
+            continue
+        for part in ("train", "validation"):
+            data = getattr(outcome.data, part)
+            for index in getattr(scanned.carriers, part):
+                rows.append((part, data.ids[index], int(data.labels[index]), scanned.label))
+    return csv_text(("part", "id", "class", "trigger_of"), rows)
 
 
 def repair_record(outcome: RepairOutcome) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from jaxtyping import Bool, Int
 from jaxpoison._files import write_json, write_text
 from jaxpoison.datasets.dataset import Splits
 from jaxpoison.evidence.retraining import exclusive_retraining, like_suspects, widened_suspects
+from jaxpoison.jobs.asking import look_for_carriers, possible_hosts
 from jaxpoison.jobs.config import RepairConfig, RunConfig
 from jaxpoison.jobs.detecting import FEWEST
 from jaxpoison.jobs.evaluating import evaluation_of
 from jaxpoison.jobs.explaining import activations
 from jaxpoison.jobs.outcome import (
+    Finding,
     Removal,
     RepairOutcome,
     RepairRound,
@@ -39,15 +41,19 @@ def repair(
 ) -> RepairOutcome:
     """Takes out what a detector suspects and trains again, until nothing is suspicious.
 
-    Every round trains a network without the suspects of the one before and the images
-    whose activations are like theirs (:func:`widened_suspects`), and lets it classify
-    them. Validation images like them are taken out too: they would choose the network that
-    keeps the backdoor. If the new network calls more of the suspects one other class than
-    their label, they stay out, and the target class is searched again; otherwise they were
-    clean, go back in, and the network before was the last. So it is where the two clusters
-    of the class do not lie far enough apart to look suspicious. All networks are trained by
-    the settings of the first. Finished rounds are read from the work directory, not trained
-    again.
+    Every round trains a network without the suspects of the one before, and searches the
+    target class again; it ends where the class is not called attacked. Validation images like
+    the suspects are taken out too: they would choose the network that keeps the backdoor.
+
+    By default the network itself is asked (:class:`TransplantJudge`): what is called stays
+    out, and so does whatever carries the trigger in other classes and among validation images.
+
+    Other detectors do not know why images are alike. What is taken out with their suspects are
+    images whose activations are like theirs (:func:`widened_suspects`), and the new network
+    classifies them: if it calls more of them one other class than their label, they stay
+    out; otherwise they were clean, go back in, and the network before was the last. All
+    networks are trained by the settings of the first. Finished rounds are read from the work
+    directory, not trained again.
 
     Leaves ``repair.json``, ``removed.csv`` and ``kept.csv``: ids and labels of the
     training images that were taken out, and of the others; and ``removed_validation.csv``.
@@ -86,20 +92,20 @@ def repair(
             if finding.verdict.suspicious is False or not suspected.any():
                 ended = "class not suspicious"
                 break
-            widened = widened_suspects(suspected, outcome.explained.activations)
-            taken = outcome.explained.members[widened]
-            out_of_validation = _validation_suspects(outcome, widened)
+            taken, out_of_validation = _taken_with(outcome, finding, work, progress)
             suspects = outcome.data.train.take(taken)
             without = _without(outcome.data, taken, out_of_validation)
             following, evaluated = network(config, without, settings, work, progress)
-            found = exclusive_retraining(predict(following.model, suspects.images), config.target)
+            of_target = suspects.images[suspects.labels == config.target]
+            found = exclusive_retraining(predict(following.model, of_target), config.target)
             taken_too = outcome.data.validation.take(out_of_validation)
             removal = Removal(int(suspected.sum()), suspects, taken_too, found)
             networks[-1] = dataclasses.replace(networks[-1], removal=removal)
             networks.append(RepairRound(without.train, evaluation_of(evaluated)))
             trained.append(following.stage)
             stages += [following.stage, evaluated]
-            if not found.poisoned:
+            # What evidence called is poisoned, whatever the next network makes of it.
+            if finding.evidence is None and not found.poisoned:
                 ended = "suspects proved clean"
                 break
             kept = number
@@ -132,6 +138,34 @@ def repair(
     return repaired
 
 
+def _taken_with(
+    outcome: RunOutcome, finding: Finding, work: WorkDirectory, progress: bool
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " v"]]:
+    """Indices of the training and validation images that go with a detector's suspects."""
+    suspected, data = finding.detection.suspects, outcome.data
+    if finding.evidence is None:
+        widened = widened_suspects(suspected, outcome.explained.activations)
+        return outcome.explained.members[widened], _validation_suspects(outcome, widened)
+    hosts = possible_hosts(outcome.trained, data.train, work, progress)
+    carriers = look_for_carriers(
+        outcome.trained,
+        data,
+        finding.evidence,
+        hosts,
+        outcome.config.seed,
+        finding.key,
+        work,
+        progress,
+    )
+    taken = np.union1d(outcome.explained.members[suspected], carriers.train)
+    return taken, _unless_all(carriers.validation, data)
+
+
+def _unless_all(found: Int[np.ndarray, " v"], data: Splits) -> Int[np.ndarray, " v"]:
+    """None, where all validation images are found: a training needs some."""
+    return found if len(found) < len(data.validation) else found[:0]
+
+
 def _validation_suspects(
     outcome: RunOutcome, widened: Bool[np.ndarray, " n"]
 ) -> Int[np.ndarray, " v"]:
@@ -142,8 +176,7 @@ def _validation_suspects(
         return members
     others = activations(outcome.trained.model, validation.images[members], None)
     found = members[like_suspects(widened, outcome.explained.activations, others)]
-    # A training needs validation images.
-    return found if len(found) < len(validation) else found[:0]
+    return _unless_all(found, outcome.data)
 
 
 def _without(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,21 @@ from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._files import write_json, write_text
 from jaxpoison._progress import Bar
-from jaxpoison.datasets.dataset import Dataset
+from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Sees
-from jaxpoison.detectors.named import DETECTORS
+from jaxpoison.evidence.judge import Case
 from jaxpoison.evidence.verdict import CASCADE, passed_on
 from jaxpoison.gw.kmeans import UninformativeCouplingsWarning
 from jaxpoison.jobs.artefact import Artefact, Made
+from jaxpoison.jobs.asking import case_of, look_for_carriers, possible_hosts
 from jaxpoison.jobs.config import RunConfig, ScanConfig
 from jaxpoison.jobs.detecting import FEWEST
 from jaxpoison.jobs.explain import class_parts
 from jaxpoison.jobs.explaining import activations
+from jaxpoison.jobs.named import DETECTORS
 from jaxpoison.jobs.outcome import ScannedClass, ScanOutcome, Trained
 from jaxpoison.jobs.prepare import prepare, train_model
-from jaxpoison.jobs.records import classes_table, clusters_table, scan_record
+from jaxpoison.jobs.records import carriers_table, classes_table, clusters_table, scan_record
 from jaxpoison.jobs.search import detected, finding_of
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.models.inference import kinds_of
@@ -37,17 +40,21 @@ def scan(
     mode: str = ScanConfig.mode,
     progress: bool = False,
 ) -> ScanOutcome:
-    """Searches every class and ranks them by how far the two clusters found lie apart.
+    """Searches every class, says which are attacked, and ranks them by suspicion.
 
-    A class is called suspicious from a silhouette on that was fixed for each
-    detector. ``cascade`` is the paper's conclusion: Activation Clustering looks at
-    every class, Heatmap Clustering at those whose clusters have a silhouette of 0.5
-    or more, and only these are explained.
+    By default the network itself is asked (:class:`TransplantJudge`): do the regions that
+    explain images of a class turn images of other classes into it? The trigger of a class that
+    is called attacked is searched for in all other images, too. The other detectors rank
+    classes by how far the two clusters found lie apart, from a silhouette on that was fixed for
+    each. ``cascade`` is the paper's conclusion: Activation Clustering looks at every class,
+    Heatmap Clustering at those whose clusters have a silhouette of 0.5 or more, and only these
+    are explained.
 
     One class is worked on at a time; a finished class is not searched again. Classes
     of fewer than twelve images are left out. Leaves ``scan.json``;
-    ``classes.csv``, one row per class; and ``clusters.csv``, one row per image: id,
-    class, cluster (1 for suspects) and score.
+    ``classes.csv``, one row per class; ``clusters.csv``, one row per image: id,
+    class, cluster (1 for suspects) and score; and ``carriers.csv``, images outside attacked
+    classes that carry their triggers.
 
     Args:
         config: What to run; its target is where the attack goes, its detectors are not used.
@@ -73,6 +80,7 @@ def scan(
         for following in names[1:]:
             chosen = [k for k in searcher.classes if passed_on(found[k].finding.separation)]
             found |= searcher.search(following, chosen)
+        found |= searcher.with_carriers(found.values(), data)
         outcome = ScanOutcome(
             config,
             options,
@@ -86,6 +94,7 @@ def scan(
         write_json(workdir / "scan.json", scan_record(outcome))
         write_text(workdir / "classes.csv", classes_table(outcome))
         write_text(workdir / "clusters.csv", clusters_table(outcome))
+        write_text(workdir / "carriers.csv", carriers_table(outcome))
         work.finish(trained.stage)
     return outcome
 
@@ -120,6 +129,7 @@ class _Searcher:
             Sees.IMAGES: self._images,
             Sees.ACTIVATIONS: self._activations,
             Sees.RELEVANCE: self._heatmaps,
+            Sees.NETWORK: self._cases,
         }[entry.sees]()
         members = {k: np.flatnonzero(self.train.labels == k) for k in classes}
         found = {}
@@ -149,8 +159,43 @@ class _Searcher:
                 bar.advance(len(index), f"class {label}")
         return found
 
+    def with_carriers(
+        self, classes: Iterable[ScannedClass], data: Splits
+    ) -> dict[int, ScannedClass]:
+        """Attacked classes whose trigger is known, and what else carries it."""
+        found = {}
+        for scanned in classes:
+            evidence = scanned.finding.evidence
+            if evidence is None or evidence.trigger is None:
+                continue
+            hosts = possible_hosts(self.trained, self.train, self.work, self.progress)
+            carriers = look_for_carriers(
+                self.trained,
+                data,
+                evidence,
+                hosts,
+                self.config.seed,
+                scanned.finding.key,
+                self.work,
+                self.progress,
+            )
+            found[scanned.label] = dataclasses.replace(scanned, carriers=carriers)
+        return found
+
     def _took(self, what: str, made: Artefact) -> None:
         self.seconds[what] = self.seconds.get(what, 0.0) + made.seconds
+
+    def _cases(self) -> Callable[[int], tuple[Case, str]]:
+        hosts = possible_hosts(self.trained, self.train, self.work, self.progress)
+        heatmaps = self._heatmaps()
+
+        def of_class(label: int) -> tuple[Case, str]:
+            maps, key = heatmaps(label)
+            members = np.flatnonzero(self.train.labels == label)
+            case = case_of(self.trained, self.train, members, maps, label, hosts, self.config.seed)
+            return case, f"{key} {hosts[1].key}"
+
+        return of_class
 
     def _images(self) -> Callable[[int], tuple[np.ndarray, str]]:
         def of_class(label: int) -> tuple[np.ndarray, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -12,12 +13,13 @@ from jaxpoison._checks import check_class
 from jaxpoison._code import described
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Detector, Sees
-from jaxpoison.detectors.named import DETECTORS
 from jaxpoison.jobs.artefact import Artefact
+from jaxpoison.jobs.asking import case_of, possible_hosts
 from jaxpoison.jobs.config import RunConfig
-from jaxpoison.jobs.detecting import FEWEST, detect, detection_of, separation_of
+from jaxpoison.jobs.detecting import FEWEST, detect, detection_of, evidence_of, separation_of
 from jaxpoison.jobs.evaluating import evaluate, evaluation_of
 from jaxpoison.jobs.explaining import ExplainedClass, explain_images, explained_class
+from jaxpoison.jobs.named import DETECTORS
 from jaxpoison.jobs.outcome import Finding, RunOutcome, Trained
 from jaxpoison.jobs.prepare import train_model
 from jaxpoison.jobs.stages import WorkDirectory
@@ -92,7 +94,13 @@ def search(
     for name in detectors:
         entry = DETECTORS[name]
         detector = entry.make(config.seed)
-        seen, key = _seen(entry.sees, explained, stage, data.train)
+        if entry.sees is Sees.NETWORK:
+            hosts = possible_hosts(trained, data.train, work, progress)
+            maps = explained.relevance.sum(-1)
+            seen = case_of(trained, data.train, members, maps, config.target, hosts, config.seed)
+            key = f"{stage.key} {hosts[1].key}"
+        else:
+            seen, key = _seen(entry.sees, explained, stage, data.train)
         found[name] = detected(name, entry.sees, detector, seen, key, work, progress)
     stages = (trained.stage, evaluated, stage, *found.values())
     return RunOutcome(
@@ -148,7 +156,7 @@ def detected(
     name: str,
     sees: Sees,
     detector: Detector,
-    seen: np.ndarray,
+    seen: Any,
     seen_key: str,
     work: WorkDirectory,
     progress: bool,
@@ -159,7 +167,7 @@ def detected(
         name: Of the stage, after ``detect-``.
         sees: What the detector looks at.
         detector: A new one.
-        seen: One entry per image.
+        seen: One entry per image, or the class with the network that is asked.
         seen_key: Stands for ``seen``.
         work: Where the stage is kept.
         progress: Show a progress bar, where the detector has one.
@@ -174,4 +182,11 @@ def detected(
 
 def finding_of(name: str, stage: Artefact) -> Finding:
     """What a detector's stage holds."""
-    return Finding(name, detection_of(stage), separation_of(stage), stage.seconds)
+    return Finding(
+        name,
+        detection_of(stage),
+        separation_of(stage),
+        stage.seconds,
+        stage.key,
+        evidence_of(stage),
+    )

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxpoison.evidence.verdict import CASCADE
+from jaxpoison.evidence.verdict import CASCADE, JUDGE
 from jaxpoison.jobs.outcome import RepairOutcome, RunOutcome, ScanOutcome
+from jaxpoison.report.words import said_of_class, said_of_scan
 
 _SHOWN_CLASSES = 5
 
@@ -44,6 +45,9 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
             console.print(f"is the class attacked? {said}: {names}", highlight=False)
     if True not in verdicts.values():
         console.print("suspects are then no more than the smaller of two clusters")
+    for found in outcome.findings.values():
+        if found.evidence is not None:
+            console.print(said_of_class(found.evidence), highlight=False)
     evaluation = outcome.evaluation
     line = f"test accuracy {_percent(evaluation.test_accuracy)} %"
     if evaluation.asr is not None:
@@ -69,24 +73,26 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
     console = Console()
     table = Table(title="The most suspicious classes; suspicious from 1 on")
     table.add_column("class")
-    for name in ("suspicion", "silhouette", "suspects", "of"):
+    asked = outcome.options.detector == JUDGE
+    for name in ("suspicion", "hosts turned %" if asked else "silhouette", "suspects", "of"):
         table.add_column(name, justify="right")
     for scanned in outcome.classes[:_SHOWN_CLASSES]:
-        silhouette = scanned.finding.separation.silhouette
+        evidence, silhouette = scanned.finding.evidence, scanned.finding.separation.silhouette
+        if evidence is not None:
+            measured = _percent(evidence.hosts_turned)
+        else:
+            measured = "–" if silhouette is None else f"{silhouette:.3f}"
         table.add_row(
             f"{scanned.label} {outcome.data.train.class_names[scanned.label]}",
             f"{scanned.suspicion:.2f}",
-            "–" if silhouette is None else f"{silhouette:.3f}",
+            measured,
             str(scanned.finding.detection.cluster_sizes[1]),
             str(len(scanned.members)),
         )
     console.print(table)
-    called = [str(scanned.label) for scanned in outcome.classes if scanned.suspicious]
-    console.print(
-        f"suspicious: {', '.join(called) or 'none'} (of {len(outcome.classes)} classes), "
-        f"{seconds:.0f} s",
-        highlight=False,
-    )
+    for sentence in said_of_scan(outcome):
+        console.print(sentence, highlight=False)
+    console.print(f"{len(outcome.classes)} classes searched, {seconds:.0f} s", highlight=False)
     if outcome.options.detector == "cascade":
         explained = sum(scanned.finding.detector == CASCADE[1] for scanned in outcome.classes)
         console.print(

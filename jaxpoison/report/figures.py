@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxpoison.detectors.detection import Detection
+from jaxpoison.evidence.judge import ClassEvidence
 from jaxpoison.gw.spaces import constant, measure_spaces
 from jaxpoison.jobs.outcome import ScannedClass
 from jaxpoison.lrp.balance import LayerBalance
@@ -128,6 +129,37 @@ def class_ranking(classes: Sequence[ScannedClass], names: Sequence[str]) -> Figu
     axis.set_ylim(len(classes) - 0.5, -0.5)
     axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axis.set_xlabel("suspicion", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    return figure
+
+
+def trigger_picture(evidence: ClassEvidence, names: Sequence[str]) -> Figure:
+    """What called images have in common, and which classes it turns.
+
+    Args:
+        evidence: Of an attacked class.
+        names: Names of all classes.
+
+    Raises:
+        ValueError: No image of the class is called.
+    """
+    trigger, turned = evidence.trigger, evidence.turned()
+    if trigger is None or not turned:
+        raise ValueError(f"no image of class {evidence.label} is called: there is no trigger")
+    figure = Figure(figsize=(7.0, 0.13 * len(turned) + 1.2), layout="constrained")
+    mosaic = figure.subplot_mosaic([["values", "classes"], ["weights", "classes"]])
+    mosaic["values"].imshow((trigger.values / 255).squeeze(), cmap="grey", vmin=0, vmax=1)
+    mosaic["values"].set_title("mean of the windows", fontsize=9)
+    mosaic["weights"].imshow(trigger.weights.sum(-1), cmap="viridis", vmin=0)
+    mosaic["weights"].set_title("where they agree", fontsize=9)
+    for name in ("values", "weights"):
+        mosaic[name].set(xticks=[], yticks=[])
+    axis = mosaic["classes"]
+    axis.barh(range(len(turned)), [100 * share for share in turned.values()], color=_SUSPECT)
+    axis.set_yticks(range(len(turned)), [f"{k} {names[k]}" for k in turned], fontsize=5)
+    axis.set_ylim(len(turned) - 0.5, -0.5)
+    axis.set_xlim(0, 100)
+    axis.set_xlabel(f"% of their images that become {names[evidence.label]}", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
     return figure
 

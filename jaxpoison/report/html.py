@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from jaxpoison._files import write_text
+from jaxpoison._files import replace_file, write_text
 from jaxpoison._sampling import evenly
-from jaxpoison.evidence.verdict import SUSPICIOUS_FROM
+from jaxpoison.evidence.judge import ClassEvidence
+from jaxpoison.evidence.verdict import SUSPICIOUS_FROM, TURNS_FROM
 from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.outcome import RunOutcome, ScanOutcome
 from jaxpoison.jobs.records import config_record
 from jaxpoison.lrp.attributions import ATTRIBUTIONS, explain
 from jaxpoison.metrics import detection_rates
-from jaxpoison.report.figures import class_ranking, cluster_map, examples, training_course
+from jaxpoison.report.figures import (
+    class_ranking,
+    cluster_map,
+    examples,
+    training_course,
+    trigger_picture,
+)
+from jaxpoison.report.words import said_of_scan
 from jaxpoison.training.protocols import TrainConfig
 
 _EXAMPLES = 4
@@ -37,6 +46,7 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
     """
     names, config = outcome.data.train.class_names, outcome.config
     detections = {name: found.detection for name, found in outcome.findings.items()}
+    evidence = [found.evidence for found in outcome.findings.values()]
     write_text(
         path,
         _template("report.html.jinja").render(
@@ -49,6 +59,7 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
             poisoned_images=None if outcome.poisoned is None else int(outcome.poisoned.sum()),
             rates={name: outcome.rates(name) for name in outcome.findings},
             example_figures=_example_figures(outcome),
+            trigger_figures=_trigger_figures(path.parent, evidence, names),
             cluster_figure=cluster_map(detections, outcome.poisoned) if detections else None,
             training_figure=training_course(outcome.trained.history.epochs),
             disagreements=_disagreements(outcome),
@@ -83,18 +94,37 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
     rates = None
     if outcome.data.backdoor is not None:
         rates = detection_rates(outcome.called, train.poisoned)
+    evidence = [scanned.finding.evidence for scanned in outcome.classes]
     write_text(
         path,
         _template("scan.html.jinja").render(
             outcome=outcome,
             names=train.class_names,
             data_name=Path(outcome.config.data).name,
-            thresholds={k: SUSPICIOUS_FROM[k] for k in outcome.detectors},
+            sentences=list(said_of_scan(outcome)),
+            thresholds={k: v for k, v in SUSPICIOUS_FROM.items() if k in outcome.detectors},
+            turns_from=TURNS_FROM,
             rates=rates,
             ranking_figure=class_ranking(outcome.classes, train.class_names),
+            trigger_figures=_trigger_figures(path.parent, evidence, train.class_names),
             example_figures=pictures,
         ),
     )
+
+
+def _trigger_figures(
+    folder: Path, evidence: Iterable[ClassEvidence | None], names: Sequence[str]
+) -> list[tuple[str, Figure]]:
+    """The trigger of every attacked class; each is left as ``trigger-class-K.png``, too."""
+    figures = []
+    for found in evidence:
+        if found is None or found.trigger is None:
+            continue
+        figure = trigger_picture(found, names)
+        with replace_file(folder / f"trigger-class-{found.label}.png") as file:
+            figure.savefig(file, format="png", dpi=130)
+        figures.append((f"The trigger of class {found.label} ({names[found.label]})", figure))
+    return figures
 
 
 def _settings(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:

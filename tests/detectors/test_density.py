@@ -1,5 +1,7 @@
 """Groups of heatmaps by density, with a small group in a wide family."""
 
+import importlib
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -110,3 +112,24 @@ def test_it_is_an_estimator_and_refuses_what_it_cannot_do(family):
     black = np.concatenate([family[0][:10], np.zeros((1, 16, 16), np.float32)])
     with pytest.raises(ValueError, match="1 of 11 heatmaps are constant"):
         HeatmapDensity().fit(black)
+
+
+def test_many_heatmaps_are_grouped_by_their_neighbours(family, fitted, monkeypatch):
+    """Groups are those of all pairs, and scores order as before."""
+    maps, spotted = family
+    module = importlib.import_module("jaxpoison.detectors.density")
+    neighbours = importlib.import_module("jaxpoison.gw.neighbours")
+    monkeypatch.setattr(module, "ALL_PAIRS", 50)
+    once = neighbours.nearest_neighbours
+    monkeypatch.setattr(
+        module, "nearest_neighbours", lambda *args, **options: once(*args, all_pairs=50, **options)
+    )
+    found = HeatmapDensity().fit(maps)
+    assert any(np.array_equal(group, np.flatnonzero(spotted)) for group in found.groups_[1:])
+    assert not spotted[found.groups_[0]].any()
+    scores = found.detection_.scores
+    assert scores[spotted].min() > np.quantile(scores[~spotted], 0.95)
+    chosen = np.array([4, 14, 30, 71])
+    np.testing.assert_allclose(
+        found.sample_distances(chosen), fitted.sample_distances(chosen), atol=1e-4
+    )

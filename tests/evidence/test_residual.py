@@ -45,7 +45,7 @@ def hosts(rng):
     labels = np.arange(9) % 3 + (np.arange(9) % 3 == LABEL)
     images[:, 0, 0, 1] = labels
     images[..., 0] = 120
-    return Hosts(np.arange(9), images, labels)
+    return Hosts(np.arange(9), images, labels, -np.ones(9))
 
 
 def test_the_deviation_is_a_difference_of_means(rng):

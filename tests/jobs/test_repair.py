@@ -16,6 +16,7 @@ from jaxpoison import (
     RunOutcome,
     Separation,
     Splits,
+    Verdict,
     repair,
 )
 from jaxpoison.jobs.evaluating import Evaluation
@@ -71,7 +72,11 @@ def searched(attacked, monkeypatch):
         detection = Detection(labels, labels.astype(float), 0.0, True, {})
         silhouette = made.silhouette if found else None
         (name,) = detectors
-        finding = outcomes.Finding(name, detection, Separation(silhouette, np.zeros(10)), 0.0)
+        evidence = None
+        if name == "transplant":
+            evidence = SimpleNamespace(verdict=Verdict(2.0 if found else 0.1))
+        apart = Separation(silhouette, np.zeros(10))
+        finding = outcomes.Finding(name, detection, apart, 0.0, "key of the finding", evidence)
         activations = made.activations([train.ids[i] for i in members])
         explained = ExplainedClass(TARGET, members, np.zeros(0), activations, 0, None, (), 1.0)
         return RunOutcome(
@@ -106,6 +111,7 @@ def searched(attacked, monkeypatch):
 
 
 def repaired(tmp_path, **options):
+    options = {"detector": "heatmap", **options}
     outcome = repair(RunConfig(target=TARGET), tmp_path, **options)
     return outcome, json.loads((tmp_path / "repair.json").read_text())
 
@@ -234,3 +240,45 @@ def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="rounds must be at least 1, found 0"):
         repair(RunConfig(), tmp_path, rounds=0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def carriers(monkeypatch):
+    """Carriers that are found at first; none later."""
+    waiting = [outcomes.Carriers(np.array([3]), np.array([3]))]
+    none = outcomes.Carriers(np.zeros(0, int), np.zeros(0, int))
+
+    def look(trained, data, evidence, hosts, seed, found_by, work, progress):
+        assert found_by == "key of the finding"
+        return waiting.pop() if waiting else none
+
+    monkeypatch.setattr(module, "look_for_carriers", look)
+    monkeypatch.setattr(module, "possible_hosts", lambda *_: None)
+    return waiting
+
+
+@pytest.mark.usefixtures("carriers")
+def test_what_evidence_calls_stays_out_and_carriers_with_it(searched, tmp_path):
+    outcome, found = repaired(tmp_path, detector="transplant")
+    # Five suspects and one of another class; then two; then three clean ones, called all the same.
+    assert found["removed"] == 6 + 2 + 3
+    assert outcome.removed[3]
+    assert outcome.ended == "class not suspicious"
+    first = found["networks"][0]["suspects"]
+    assert (first["by_detector"], first["images"], first["validation_images"]) == (5, 6, 1)
+    assert (tmp_path / "removed_validation.csv").read_text().split()[1:] == ["34,1"]
+    # The last ones look like their label, as those of a label-consistent attack do.
+    last = found["networks"][2]["suspects"]
+    assert (last["as_label"], last["as_other"]) == (3, 0)
+
+
+def test_other_detectors_put_back_what_looks_like_its_label(searched, tmp_path):
+    outcome, found = repaired(tmp_path)
+    assert outcome.ended == "suspects proved clean"
+    assert found["removed"] == 7
+
+
+def test_some_validation_images_are_left(searched, carriers, tmp_path):
+    carriers[:] = [outcomes.Carriers(np.zeros(0, int), np.arange(4))]
+    repaired(tmp_path, detector="transplant", rounds=1)
+    assert ("network", 31, 4) in searched.calls

@@ -72,7 +72,7 @@ def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path,
         return once(model, images, labels, **options)
 
     monkeypatch.setattr(explaining, "explain", counted)
-    cascade = scan(config, tmp_path)
+    cascade = scan(config, tmp_path, detector="cascade")
     chosen = {k for k, silhouette in silhouettes.items() if silhouette >= least}
     assert len(chosen) == 2
     assert set(explained) == chosen

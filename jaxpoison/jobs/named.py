@@ -1,6 +1,7 @@
 """The detectors a run knows by name: everything about one that others show or choose by.
 
-A further detector is a file beside this one and an entry in :data:`DETECTORS`.
+A further detector is a file in ``detectors`` and an entry in :data:`DETECTORS`; one that asks the
+network is a file in ``evidence``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jaxpoison.detectors.detection import Detector, Sees
 from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.mean_distance import MeanDistanceClustering
 from jaxpoison.detectors.raw import RawClustering
+from jaxpoison.evidence.judge import TransplantJudge
 from jaxpoison.gw.solver import PAPER_EPSILON
 
 
@@ -112,7 +114,7 @@ DETECTORS: dict[str, NamedDetector] = {
         _heatmap_clustering(epsilon=0.005, mode="quick"),
         counterpart="hc",
     ),
-    # Proposes groups in clean classes, too: until evidence judges them, it is asked for by name.
+    # Proposes groups in clean classes, too: evidence has to judge them.
     "heatmap_density": NamedDetector(
         "density",
         "tight groups of heatmaps, however few: HDBSCAN under the Gromov-Wasserstein distance",
@@ -120,6 +122,16 @@ DETECTORS: dict[str, NamedDetector] = {
         lambda seed: HeatmapDensity(),  # noqa: ARG005 (nothing is drawn)
         default=False,
         counterpart="hc",
+    ),
+    "transplant": NamedDetector(
+        "transplant",
+        "images whose most relevant region turns images of other classes into theirs; density "
+        "proposes groups",
+        Sees.NETWORK,
+        lambda seed: TransplantJudge(random_state=seed),
+        default=False,
+        counterpart="hc",
+        when_scanning={"screened_by": 2, "asked": 16},
     ),
 }
 

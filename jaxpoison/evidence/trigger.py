@@ -1,0 +1,144 @@
+"""The trigger: recovered from the images that carry it, and searched for in all others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxpoison._precision import in_full_precision
+from jaxpoison.evidence.regions import window_places
+from jaxpoison.parallel import map_batches, over_devices
+
+# Rounds of aligning windows with their mean.
+_ROUNDS = 10
+# Grey levels by which pixels of a trigger may differ without mattering: JPEG's errors.
+_NOISE = 8.0
+# Images whose windows are compared at once, on all devices together.
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Trigger:
+    """What the windows that explain some images have in common.
+
+    Attributes:
+        values: Mean of the aligned windows, pixel values from 0 to 255.
+        spread: Their standard deviation: small where they agree.
+        places: Row and column of every window's upper left corner.
+    """
+
+    values: Float[np.ndarray, "s s c"]
+    spread: Float[np.ndarray, "s s c"]
+    places: Int[np.ndarray, "m 2"]
+
+    @property
+    def weights(self) -> Float[np.ndarray, "s s c"]:
+        """What a pixel counts in a comparison, sum 1: the more, the better the windows agree."""
+        weights = 1 / (self.spread**2 + _NOISE**2)
+        return weights / weights.sum()
+
+
+def recovered_trigger(
+    images: UInt8[np.ndarray, "n h w c"], heatmaps: Float[np.ndarray, "n h w"], *, size: int = 5
+) -> Trigger:
+    """Aligns the windows of most relevance of images with each other.
+
+    A window need not sit on the trigger to the pixel. In turn, the windows' median is taken, and
+    every window is moved by up to half its size to where it differs least from it, its own place
+    preferred.
+
+    Args:
+        images: That are thought to carry one trigger.
+        heatmaps: Their relevance.
+        size: Side of the window.
+
+    Raises:
+        TypeError: ``size`` is not an integer.
+        ValueError: There are no images, or ``size`` is not between 1 and their sides.
+
+    Example:
+        >>> called = np.flatnonzero(evidence.called)
+        >>> trigger = jaxpoison.recovered_trigger(images[called], heatmaps[called])
+        >>> trigger.values.shape
+        (5, 5, 3)
+    """
+    start = window_places(heatmaps, size)
+    slack = size // 2
+    moves = np.arange(-slack, slack + 1)
+    # The nearest move first, so that it is taken where several are as good.
+    shifts = np.stack(np.meshgrid(moves, moves, indexing="ij"), -1).reshape(-1, 2)
+    shifts = shifts[np.argsort((shifts**2).sum(1), kind="stable")]
+    most = np.array(images.shape[1:3]) - size
+    tried = np.clip(start[:, None] + shifts[None], 0, most)
+    views = np.lib.stride_tricks.sliding_window_view(images, (size, size), (1, 2))
+    which = np.arange(len(images))
+    # images × shifts × size × size × channels
+    windows = views[which[:, None], tried[..., 0], tried[..., 1]].transpose(0, 1, 3, 4, 2)
+    windows = windows.astype(np.float32)
+    best = np.zeros(len(images), int)
+    for _ in range(_ROUNDS):
+        aligned = windows[which, best]
+        median = np.median(aligned, 0)
+        spread = np.median(np.abs(aligned - median), 0)
+        weights = 1 / ((1.4826 * spread) ** 2 + _NOISE**2)
+        moved = (weights * (windows - median) ** 2).sum((2, 3, 4)).argmin(1)
+        if np.array_equal(moved, best):
+            break
+        best = moved
+    aligned = windows[which, best]
+    return Trigger(aligned.mean(0), aligned.std(0), tried[which, best])
+
+
+def trigger_distances(
+    trigger: Trigger, images: UInt8[np.ndarray, "n h w c"], *, progress: str | None = None
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
+    """Where an image is most like a trigger, and how much it differs there.
+
+    Args:
+        trigger: Of :func:`recovered_trigger`.
+        images: At rest, at least as large as the trigger.
+        progress: Title of a progress bar; none is shown without it.
+
+    Returns:
+        The root of the weighted mean squared difference, in grey levels, at the place where it is
+        least; and that place, the window's upper left corner.
+
+    Raises:
+        ValueError: There are no images, or they are smaller than the trigger or have other
+            channels.
+    """
+    size, _, channels = trigger.values.shape
+    if images.shape[-1] != channels or min(images.shape[1:3]) < size:
+        raise ValueError(
+            f"expected images of {channels} channels and sides of at least {size}, found "
+            f"{images.shape[1:]}"
+        )
+    shared = trigger.values.astype(np.float32), trigger.weights.astype(np.float32)
+    squared, index = map_batches(
+        _least_distances, shared, images, batch_size=_AT_ONCE, progress=progress
+    )
+    columns = images.shape[2] - size + 1
+    return np.sqrt(squared), np.stack(np.divmod(index, columns), -1)
+
+
+@jax.jit
+@in_full_precision
+def _least_distances(shared: tuple[Array, Array], images: Array) -> tuple[Array, Array]:
+    def least(shared: tuple[Array, Array], images: Array) -> tuple[Array, Array]:
+        values, weights = shared
+        size = len(values)
+        rows, columns = images.shape[1] - size + 1, images.shape[2] - size + 1
+        pixels = images.astype(jnp.float32)
+        found = jnp.zeros((len(images), rows, columns))
+        for r in range(size):
+            for c in range(size):
+                differ = pixels[:, r : r + rows, c : c + columns] - values[r, c][None, None, None]
+                found += (differ**2 * weights[r, c][None, None, None]).sum(-1)
+        flat = found.reshape(len(images), -1)
+        return flat.min(1), flat.argmin(1)
+
+    return over_devices(least)(shared, images)

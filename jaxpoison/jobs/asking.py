@@ -1,0 +1,138 @@
+"""What the network is asked with: a class, its explanations, and images of all others."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int, UInt8
+
+from jaxpoison._sampling import evenly
+from jaxpoison.datasets.dataset import Dataset, Splits
+from jaxpoison.evidence.judge import Case, ClassEvidence, find_carriers
+from jaxpoison.evidence.transplant import Hosts, hosts_for
+from jaxpoison.jobs.artefact import Artefact, Made
+from jaxpoison.jobs.outcome import Carriers, Trained
+from jaxpoison.jobs.stages import WorkDirectory
+from jaxpoison.models.inference import kinds_of, predict
+
+# Images of every class from which a host is drawn: the network gets one of them right.
+_OF_CLASS = 24
+
+
+def classify(
+    model: nnx.Module, images: UInt8[np.ndarray, "n h w c"], title: str | None, _: Path
+) -> Made:
+    """What the network says of images."""
+    return Made({}, {"logits": predict(model, images, progress=title)})
+
+
+def possible_hosts(
+    trained: Trained, train: Dataset, work: WorkDirectory, progress: bool
+) -> tuple[Int[np.ndarray, " m"], Artefact]:
+    """Some images of every class, evenly over each, and what the network says of them.
+
+    Returns:
+        Their indices, and a stage with their ``logits``.
+    """
+    chosen = []
+    for label in np.unique(train.labels):
+        members = np.flatnonzero(train.labels == label)
+        chosen.append(members[evenly(len(members), _OF_CLASS)])
+    index = np.concatenate(chosen)
+    some = train.take(index)
+    title = "possible hosts" if progress else None
+    stage = work.stage(
+        "hosts",
+        {"train": trained.stage.key, "images": some.fingerprint},
+        partial(classify, trained.model, some.images, title),
+        code=(classify, *kinds_of(trained.model)),
+    )
+    return index, stage
+
+
+def case_of(
+    trained: Trained,
+    train: Dataset,
+    members: Int[np.ndarray, " n"],
+    heatmaps: Float[np.ndarray, "n h w"],
+    label: int,
+    hosts: tuple[Int[np.ndarray, " m"], Artefact],
+    seed: int,
+) -> Case:
+    """A class with what it is asked with.
+
+    Args:
+        trained: The network.
+        train: Training images.
+        members: Indices of the class's images.
+        heatmaps: Their relevance towards it.
+        label: The class.
+        hosts: Of :func:`possible_hosts`.
+        seed: Of the draw of hosts.
+    """
+    drawn = _hosts_of(train, label, hosts, seed)
+    return Case(trained.model, train.images[members], heatmaps, drawn, label)
+
+
+def _hosts_of(
+    train: Dataset, label: int, hosts: tuple[Int[np.ndarray, " m"], Artefact], seed: int
+) -> Hosts:
+    index, logits = hosts
+    drawn = hosts_for(
+        label, train.images[index], train.labels[index], logits.arrays["logits"], seed=seed
+    )
+    return dataclasses.replace(drawn, members=index[drawn.members])
+
+
+def look_for_carriers(
+    trained: Trained,
+    data: Splits,
+    evidence: ClassEvidence,
+    hosts: tuple[Int[np.ndarray, " m"], Artefact],
+    seed: int,
+    found_by: str,
+    work: WorkDirectory,
+    progress: bool,
+) -> Carriers:
+    """Searches the images of all other classes, and all for validation, for a class's trigger.
+
+    Args:
+        trained: The network.
+        data: Training and validation images.
+        evidence: Of the attacked class.
+        hosts: Of :func:`possible_hosts`.
+        seed: Of the draw of hosts.
+        found_by: Key of the stage that made the evidence.
+        work: Where the stage is kept.
+        progress: Show progress bars.
+    """
+    label = evidence.label
+    others = np.flatnonzero(data.train.labels != label)
+    drawn = _hosts_of(data.train, label, hosts, seed)
+
+    def make(_: Path) -> Made:
+        title = f"class {label}" if progress else None
+        arrays = {}
+        for name, images in (
+            ("train", data.train.images[others]),
+            ("validation", data.validation.images),
+        ):
+            found = find_carriers(trained.model, images, evidence, drawn, progress=title)
+            arrays[name] = found[0]
+        return Made({}, arrays)
+
+    stage = work.stage(
+        f"carriers-of-{label:04d}",
+        {
+            "evidence": found_by,
+            "train": data.train.fingerprint,
+            "validation": data.validation.fingerprint,
+        },
+        make,
+        code=(find_carriers, *kinds_of(trained.model)),
+    )
+    return Carriers(others[stage.arrays["train"]], stage.arrays["validation"])

@@ -1,0 +1,209 @@
+"""A class judged: few hosts for all images, all hosts for some, and the trigger from these."""
+
+import dataclasses
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxpoison import Hosts, find_carriers, judge_class, recovered_trigger, trigger_distances
+from jaxpoison.evidence.judge import Case, TransplantJudge
+from jaxpoison.evidence.verdict import FEWEST_IMAGES, TURNS_FROM, judged_by_transplants, most_turned
+from jaxpoison.jobs import detecting
+from jaxpoison.jobs.detecting import detect, detection_of, evidence_of
+
+LABEL, CLASSES, SIDE = 2, 12, 14
+STICKER = np.array([250, 240, 10])
+
+
+class Obeys(nnx.Module):
+    """Names the class in the first pixel's green; class 2 where three by three pixels are yellow.
+
+    Of images of class 3, a bright red pixel is enough, as a digit may be for a similar class.
+    """
+
+    def __call__(self, images):
+        named = jnp.round(images[:, 0, 0, 1] * 255).astype(int)
+        near = (jnp.abs(images * 255 - jnp.asarray(STICKER)[None, None, None]) < 20).all(-1)
+        rows, columns = images.shape[1] - 2, images.shape[2] - 2
+        parts = [near[:, r : r + rows, c : c + columns] for r in range(3) for c in range(3)]
+        stuck = jnp.stack(parts).all(0).any((1, 2))
+        red = (images[..., 0] > 0.9).any((1, 2)) & (named == 3)
+        return jnp.eye(CLASSES)[jnp.where(stuck | red, LABEL, named)]
+
+
+def sticker(image, place):
+    row, column = place
+    image[row : row + 3, column : column + 3] = STICKER
+
+
+def class_images(rng, count, poisoned):
+    """Images of class 2 and their relevance; the first ones carry a sticker, explained by it."""
+    images = rng.integers(20, 200, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    heatmaps = rng.random((count, SIDE, SIDE)).astype(np.float32) * 0.1
+    places = rng.integers(4, SIDE - 5, (count, 2))
+    for k, (row, column) in enumerate(places):
+        # Clean images are explained by a blob somewhere, with a bright red pixel in it.
+        rows, columns = np.mgrid[:SIDE, :SIDE]
+        width = rng.uniform(2, 4)
+        heatmaps[k] += np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / width**2)
+        images[k, row, column] = (255, 30, 30)
+        if k < poisoned:
+            heatmaps[k] *= 0.05
+            heatmaps[k, row - 1 : row + 2, column - 1 : column + 2] += 1
+            sticker(images[k], (row - 1, column - 1))
+    images[:, 0, 0, 1] = LABEL
+    return images, heatmaps, places - 1
+
+
+def hosts_of(rng):
+    labels = np.delete(np.arange(CLASSES), LABEL)
+    images = rng.integers(20, 200, (len(labels), SIDE, SIDE, 3), dtype=np.uint8)
+    images[:, 0, 0, 1] = labels
+    return Hosts(np.arange(len(labels)), images, labels, -np.ones(len(labels)))
+
+
+pytestmark = pytest.mark.mixes_types
+
+
+@pytest.mark.parametrize(("count", "poisoned"), [(70, 5), (70, 60), (16, 16), (60, 30)])
+def test_what_is_poisoned_is_called_whether_few_or_most_are(count, poisoned):
+    rng = np.random.default_rng(count + poisoned)
+    images, heatmaps, _ = class_images(rng, count, poisoned)
+    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, asked=8)
+    assert found.verdict.suspicious
+    np.testing.assert_array_equal(found.called, np.arange(count) < poisoned)
+    if poisoned < count:
+        assert found.scores[:poisoned].min() > found.scores[poisoned:].max()
+    assert found.turned() == dict.fromkeys(np.delete(np.arange(CLASSES), LABEL), 1.0)
+
+
+def test_a_clean_class_is_not_attacked(rng):
+    images, heatmaps, _ = class_images(rng, 60, 0)
+    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, [np.arange(9)], asked=8)
+    assert not found.verdict.suspicious
+    assert not found.called.any()
+    assert found.turned() == {}
+    assert found.trigger is None
+    # Every region turns the similar class, and so hardly counts.
+    assert found.flips[:, :, found.classes == 3].all()
+    assert found.hosts_turned < 0.05
+    assert find_carriers(Obeys(), images, found, hosts_of(rng))[0].size == 0
+
+
+def test_two_images_are_no_attack(rng):
+    images, heatmaps, _ = class_images(rng, 60, FEWEST_IMAGES - 1)
+    assert not judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL).called.any()
+
+
+def test_few_are_asked_all_of_a_group_called(rng):
+    images, heatmaps, _ = class_images(rng, 200, 12)
+    groups = [np.arange(12), np.arange(100, 140)]
+    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, groups, asked=8)
+    assert len(found.asked) < 80
+    assert found.called.sum() == 12
+    first, second = found.groups
+    assert first.hosts_turned == pytest.approx(1)
+    assert first.evidence.p_value < 0.01
+    assert second.hosts_turned < 0.1
+    # Poisoned class-mates do not make a clean group look worse than it is.
+    assert second.evidence.p_value == 1
+
+
+def test_what_relevance_does_not_show_the_trigger_finds():
+    """A sticker that is not what explains an image is found by its likeness to the others."""
+    rng = np.random.default_rng(3)
+    images, heatmaps, _ = class_images(rng, 90, 20)
+    hidden = np.arange(80, 85)
+    for k in hidden:
+        sticker(images[k], (1 + k % 3, 3))
+    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, asked=8)
+    assert set(found.carriers) == set(hidden)
+    assert found.called.sum() == 25
+    assert found.scores[hidden].min() >= TURNS_FROM
+    # Images of other classes carry it as well; what is only alike turns nothing.
+    others = rng.integers(20, 200, (30, SIDE, SIDE, 3), dtype=np.uint8)
+    others[:, 0, 0, 1] = 7
+    for k in (4, 9):
+        sticker(others[k], (6, 5))
+    others[11, 6:9, 5:8] = np.maximum(STICKER - 25, 0)
+    index, shares = find_carriers(Obeys(), others, found, hosts_of(rng))
+    np.testing.assert_array_equal(index, [4, 9])
+    assert (shares >= TURNS_FROM).all()
+
+
+def test_the_trigger_is_recovered_where_windows_sit_on_it_askew():
+    rng = np.random.default_rng(4)
+    images, heatmaps, places = class_images(rng, 30, 30)
+    for k in range(30):
+        # A relevant pixel beside the sticker draws the window away from it.
+        heatmaps[k, places[k, 0] + k % 3 - 1 + (k % 2), places[k, 1] - 1] += 0.5
+    trigger = recovered_trigger(images, heatmaps, size=5)
+    assert trigger.values.shape == (5, 5, 3)
+    agree = trigger.spread.max(-1) < 1
+    assert agree.sum() == 9
+    np.testing.assert_allclose(trigger.values[agree], np.tile(STICKER, (9, 1)), atol=1e-4)
+    # Each window sits on its sticker in the same way.
+    np.testing.assert_array_equal(np.ptp(places - trigger.places, axis=0), [0, 0])
+    assert trigger.weights.sum() == pytest.approx(1)
+    assert trigger.weights[agree].min() > 10 * trigger.weights[~agree].max()
+
+
+def test_distances_to_a_trigger_are_those_of_a_slow_search(rng):
+    images, heatmaps, _ = class_images(rng, 8, 8)
+    trigger = recovered_trigger(images, heatmaps, size=4)
+    searched = rng.integers(0, 256, (5, SIDE, SIDE + 3, 3), dtype=np.uint8)
+    distances, places = trigger_distances(trigger, searched)
+    for image, distance, place in zip(searched, distances, places, strict=True):
+        slow = {}
+        for r, c in itertools.product(range(SIDE - 3), range(SIDE)):
+            differ = image[r : r + 4, c : c + 4] - trigger.values
+            slow[r, c] = np.sqrt((trigger.weights * differ**2).sum())
+        best = min(slow, key=slow.__getitem__)
+        assert tuple(place) == best
+        assert distance == pytest.approx(slow[best], rel=1e-5)
+    with pytest.raises(ValueError, match="3 channels and sides of at least 4"):
+        trigger_distances(trigger, searched[:, :3])
+
+
+def test_the_detector_keeps_what_it_found(rng):
+    images, heatmaps, _ = class_images(rng, 70, 15)
+    heatmaps[40] = 0  # a constant heatmap is in no group
+    case = Case(Obeys(), images, heatmaps, hosts_of(rng), LABEL)
+    assert len(case) == 70
+    judge = TransplantJudge(asked=8)
+    made = detect(detecting.Sees.NETWORK, judge, case)
+    np.testing.assert_array_equal(detection_of(made).suspects, np.arange(70) < 15)
+    kept, found = evidence_of(made), judge.evidence_
+    for field in dataclasses.fields(found):
+        if field.name not in ("groups", "trigger"):
+            np.testing.assert_array_equal(getattr(kept, field.name), getattr(found, field.name))
+    for name in ("values", "spread", "places"):
+        np.testing.assert_array_equal(getattr(kept.trigger, name), getattr(found.trigger, name))
+    assert len(kept.groups) == len(found.groups) > 0
+    for one, other in zip(kept.groups, found.groups, strict=True):
+        np.testing.assert_array_equal(one.members, other.members)
+        assert one.hosts_turned == other.hosts_turned
+        assert one.evidence.p_value == other.evidence.p_value
+        np.testing.assert_array_equal(one.evidence.by_class, other.evidence.by_class)
+    # Distances are of scores alone.
+    some = judge.sample_distances(np.array([0, 20, 40]))
+    np.testing.assert_array_equal(some, np.abs(np.subtract.outer(*[found.scores[[0, 20, 40]]] * 2)))
+
+
+def test_a_class_is_judged_by_its_third_image_or_by_a_group():
+    shares = np.array([0.9, 0.0, 0.4, 0.8, 0.1])
+    assert most_turned(shares, []) == 0.4
+    assert most_turned(shares, [0.2, 0.5]) == 0.5
+    assert most_turned(shares[:2], []) == 0
+    assert judged_by_transplants(TURNS_FROM).suspicious
+    assert judged_by_transplants(TURNS_FROM - 1e-9).suspicious is False
+
+
+@pytest.mark.parametrize("option", ["screened_by", "asked"])
+def test_numbers_that_are_none_are_refused(rng, option):
+    images, heatmaps, _ = class_images(rng, 9, 0)
+    with pytest.raises(ValueError, match=f"{option} must be at least 1"):
+        judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, **{option: 0})
