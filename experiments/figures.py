@@ -29,7 +29,6 @@ from jaxpoison import (
     load_data,
     use_one_device_per_core,
 )
-from jaxpoison._sampling import evenly
 
 SOURCE, TARGET, SHOWN = 2, 5, 4
 
@@ -47,10 +46,16 @@ def pictures(images: np.ndarray, titles: Sequence[str], columns: int) -> Figure:
     return figure
 
 
+def evenly(index: np.ndarray, count: int) -> np.ndarray:
+    """At most so many of some indices, evenly over them."""
+    places = np.linspace(0, len(index) - 1, min(count, len(index)))
+    return index[places.astype(int)]
+
+
 def few_of(data: Dataset, label: int, count: int) -> np.ndarray:
     """Images of one class, evenly over the data."""
     index = np.flatnonzero(data.labels == label)
-    return data.images[index[evenly(len(index), count)]]
+    return data.images[evenly(index, count)]
 
 
 def figure1(data: Dataset) -> Figure:

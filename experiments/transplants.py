@@ -19,35 +19,23 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.benchmarks.reporting import finished, machine, record, versions
-from jaxpoison import RunOutcome, detection_rates, use_one_device_per_core
-from jaxpoison._sampling import evenly
-from jaxpoison.evidence.judge import Case, TransplantJudge
-from jaxpoison.jobs.asking import case_of, possible_hosts
-from jaxpoison.jobs.stages import WorkDirectory
+from experiments.figures import evenly
+from jaxpoison import (
+    Case,
+    TransplantJudge,
+    case_of_run,
+    detection_rates,
+    use_one_device_per_core,
+)
 
 # Poisoned images that are left.
 LEFT = (34, 9, 5, 3, 0)
 
 
-def case_of_run(outcome: RunOutcome, workdir: Path) -> Case:
-    """The class that a run searched, with the hosts it is asked with."""
-    explained, config = outcome.explained, outcome.config
-    hosts = possible_hosts(outcome.trained, outcome.data.train, WorkDirectory(workdir), True)
-    return case_of(
-        outcome.trained,
-        outcome.data.train,
-        explained.members,
-        explained.relevance.sum(-1),
-        config.target,
-        hosts,
-        config.seed,
-    )
-
-
 def thinned(poisoned: np.ndarray, left: int) -> np.ndarray:
     """Indices of the clean images and of some poisoned ones, evenly over them."""
     bad = np.flatnonzero(poisoned)
-    return np.sort(np.concatenate([np.flatnonzero(~poisoned), bad[evenly(len(bad), left)]]))
+    return np.sort(np.concatenate([np.flatnonzero(~poisoned), evenly(bad, left)]))
 
 
 def judged(case: Case, poisoned: np.ndarray, left: int) -> dict[str, Any]:
@@ -121,7 +109,7 @@ def measured(workdir: Path, left: tuple[int, ...]) -> dict[str, Any]:
     outcome = finished(workdir)
     if outcome.poisoned is None or not outcome.poisoned.any():
         raise ValueError(f"{workdir} has no poisoned images to find")
-    case = case_of_run(outcome, workdir)
+    case = case_of_run(outcome)
     every = int(outcome.poisoned.sum())
     counts = [every, *(k for k in left if k < every)]
     return {

@@ -39,7 +39,7 @@ from sklearn.metrics import roc_auc_score
 from experiments import table1, table2, table4, table5
 from experiments.benchmarks.reporting import RESULTS, machine, record, versions
 from experiments.command import command, outcome_of
-from experiments.figures import pictures
+from experiments.figures import evenly, pictures
 from experiments.table import percent
 from jaxpoison import (
     DETECTORS,
@@ -60,7 +60,6 @@ from jaxpoison import (
     quantised,
     use_one_device_per_core,
 )
-from jaxpoison._sampling import evenly
 
 Spaces = MeasureSpaces | SmallSpaces
 ROWS = {row.name: row for t in (table1, table2, table4, table5) for row in t.TABLE.rows}
@@ -158,7 +157,7 @@ def at_pattern(
 def neighborhoods(spaces: MeasureSpaces, truth: np.ndarray, epsilon: float) -> dict[str, float]:
     """Who the nearest neighbours of poisoned heatmaps are, among some of either kind."""
     kinds = [np.flatnonzero(truth), np.flatnonzero(~truth)]
-    chosen = np.concatenate([kind[evenly(len(kind), COMPARED)] for kind in kinds])
+    chosen = np.concatenate([evenly(kind, COMPARED) for kind in kinds])
     distances = debiased_distances(quantised(spaces.take(chosen), SIZE), EntropicGW(epsilon))
     np.fill_diagonal(distances, np.inf)
     nearest = truth[chosen][np.argsort(distances, 1)[:, :NEIGHBORS]]
@@ -205,7 +204,7 @@ def analysed(heatmaps: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 def picture(heatmaps: np.ndarray, groups: dict[str, np.ndarray]) -> Figure:
     """Heatmaps of some groups of images, evenly over each; every map has its own scale."""
     members = {name: np.flatnonzero(group) for name, group in groups.items()}
-    chosen = {name: index[evenly(len(index), SHOWN)] for name, index in members.items()}
+    chosen = {name: evenly(index, SHOWN) for name, index in members.items()}
     titles = [name for name, index in chosen.items() for _ in index]
     return pictures(heatmaps[np.concatenate(list(chosen.values()))], titles, SHOWN)
 

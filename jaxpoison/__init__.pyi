@@ -19,7 +19,9 @@ from .detectors.detection import Sees as Sees
 from .detectors.heatmap import HeatmapClustering as HeatmapClustering
 from .detectors.mean_distance import MeanDistanceClustering as MeanDistanceClustering
 from .detectors.raw import RawClustering as RawClustering
+from .evidence.judge import Case as Case
 from .evidence.judge import ClassEvidence as ClassEvidence
+from .evidence.judge import TransplantJudge as TransplantJudge
 from .evidence.judge import find_carriers as find_carriers
 from .evidence.judge import judge_class as judge_class
 from .evidence.occlusion import Occlusion as Occlusion
@@ -65,6 +67,7 @@ from .gw.solver import EntropicGW as EntropicGW
 from .gw.spaces import MeasureSpaces as MeasureSpaces
 from .gw.spaces import SmallSpaces as SmallSpaces
 from .gw.spaces import measure_spaces as measure_spaces
+from .jobs.asking import case_of_run as case_of_run
 from .jobs.config import RunConfig as RunConfig
 from .jobs.config import read_config as read_config
 from .jobs.explain import explain_all as explain_all

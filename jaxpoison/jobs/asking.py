@@ -15,7 +15,7 @@ from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.evidence.judge import Case, ClassEvidence, find_carriers
 from jaxpoison.evidence.transplant import Hosts, hosts_for
 from jaxpoison.jobs.artefact import Artefact, Made
-from jaxpoison.jobs.outcome import Carriers, Trained
+from jaxpoison.jobs.outcome import Carriers, RunOutcome, Trained
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.models.inference import kinds_of, predict
 
@@ -30,6 +30,35 @@ def classify(
     return Made({}, {"logits": predict(model, images, progress=title)})
 
 
+def case_of_run(outcome: RunOutcome) -> Case:
+    """The class that a run searched, as :class:`TransplantJudge` looks at it.
+
+    Args:
+        outcome: Of the run.
+
+    Example:
+        >>> outcome = jaxpoison.run(jaxpoison.RunConfig(), "runs/first")
+        >>> judge = jaxpoison.TransplantJudge().fit(jaxpoison.case_of_run(outcome))
+        >>> judge.evidence_.verdict.suspicious
+    """
+    train, explained, config = outcome.data.train, outcome.explained, outcome.config
+    index = _some_of_all(train)
+    logits = predict(outcome.trained.model, train.images[index])
+    hosts = _drawn(train, explained.label, index, logits, config.seed)
+    heatmaps = explained.relevance.sum(-1)
+    images = train.images[explained.members]
+    return Case(outcome.trained.model, images, heatmaps, hosts, explained.label)
+
+
+def _some_of_all(train: Dataset) -> Int[np.ndarray, " m"]:
+    """Some images of every class, evenly over each."""
+    chosen = []
+    for label in np.unique(train.labels):
+        members = np.flatnonzero(train.labels == label)
+        chosen.append(members[evenly(len(members), _OF_CLASS)])
+    return np.concatenate(chosen)
+
+
 def possible_hosts(
     trained: Trained, train: Dataset, work: WorkDirectory, progress: bool
 ) -> tuple[Int[np.ndarray, " m"], Artefact]:
@@ -38,11 +67,7 @@ def possible_hosts(
     Returns:
         Their indices, and a stage with their ``logits``.
     """
-    chosen = []
-    for label in np.unique(train.labels):
-        members = np.flatnonzero(train.labels == label)
-        chosen.append(members[evenly(len(members), _OF_CLASS)])
-    index = np.concatenate(chosen)
+    index = _some_of_all(train)
     some = train.take(index)
     title = "possible hosts" if progress else None
     stage = work.stage(
@@ -82,9 +107,17 @@ def _hosts_of(
     train: Dataset, label: int, hosts: tuple[Int[np.ndarray, " m"], Artefact], seed: int
 ) -> Hosts:
     index, logits = hosts
-    drawn = hosts_for(
-        label, train.images[index], train.labels[index], logits.arrays["logits"], seed=seed
-    )
+    return _drawn(train, label, index, logits.arrays["logits"], seed)
+
+
+def _drawn(
+    train: Dataset,
+    label: int,
+    index: Int[np.ndarray, " m"],
+    logits: Float[np.ndarray, "m classes"],
+    seed: int,
+) -> Hosts:
+    drawn = hosts_for(label, train.images[index], train.labels[index], logits, seed=seed)
     return dataclasses.replace(drawn, members=index[drawn.members])
 
 
