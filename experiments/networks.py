@@ -15,19 +15,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
-
 from experiments.benchmarks.reporting import machine, record, versions
 from experiments.command import command, parsed, refuse_other_data, run_of
 from experiments.records import read
-from experiments.table import percent
-from jaxpoison import RunOutcome, ScanOutcome, run, scan, use_one_device_per_core
+from experiments.table import LEARNED_FROM, percent
+from jaxpoison import RunOutcome, ScanOutcome, run, scan, score_rates, use_one_device_per_core
 
 # Long enough for a network to learn an attack of two images in a hundred.
 SCHEDULE = {"protocol": "fast", "epochs": 6, "batch_size": 64}
-# Rows with a weaker attack are marked: what the network has not learned, it cannot show.
-LEARNED_FROM = 0.8
 
 
 @dataclass(frozen=True)
@@ -148,12 +143,7 @@ def truth_of(scanned: ScanOutcome) -> dict[str, Any] | None:
     for each in scanned.classes:
         if each.label == backdoor.target:
             scores, own = each.finding.detection.scores, truth[each.members]
-            found["auroc"] = float(roc_auc_score(own, scores))
-            found["average_precision"] = float(average_precision_score(own, scores))
-            clean_scores = np.sort(scores[~own])
-            found["tpr_at_1_percent_fpr"] = float(
-                (scores[own] > np.quantile(clean_scores, 0.99)).mean()
-            )
+            found |= dataclasses.asdict(score_rates(scores, own))
     return found
 
 

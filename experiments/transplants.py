@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.benchmarks.reporting import finished, machine, record, versions
 from experiments.figures import evenly
@@ -25,6 +24,7 @@ from jaxpoison import (
     TransplantJudge,
     case_of_run,
     detection_rates,
+    score_rates,
     use_one_device_per_core,
 )
 
@@ -60,8 +60,7 @@ def judged(case: Case, poisoned: np.ndarray, left: int) -> dict[str, Any]:
     clean = evidence.scores[~truth]
     found["most_turned_by_clean"] = float(clean.max())
     if truth.any():
-        found["auroc"] = float(roc_auc_score(truth, evidence.scores))
-        found["average_precision"] = float(average_precision_score(truth, evidence.scores))
+        found |= dataclasses.asdict(score_rates(evidence.scores, truth))
         found["least_turned_by_poisoned"] = float(evidence.scores[truth].min())
     return found
 

@@ -94,9 +94,11 @@ from .lrp.balance import conservation as conservation
 from .lrp.balance import layer_relevance as layer_relevance
 from .lrp.propagation import relevance_function as relevance_function
 from .metrics import DetectionRates as DetectionRates
+from .metrics import ScoreRates as ScoreRates
 from .metrics import accuracy as accuracy
 from .metrics import attack_success_rate as attack_success_rate
 from .metrics import detection_rates as detection_rates
+from .metrics import score_rates as score_rates
 from .metrics import success_rate_by_class as success_rate_by_class
 from .models.checkpoint import load_model as load_model
 from .models.checkpoint import save_model as save_model

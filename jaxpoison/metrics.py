@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,52 @@ def detection_rates(
         )
     return DetectionRates(
         _share(suspects == poisoned), _share(suspects[poisoned]), _share(~suspects[~poisoned])
+    )
+
+
+@dataclass(frozen=True)
+class ScoreRates:
+    """How well a score orders images; ``None`` unless there are both poisoned and clean ones.
+
+    Attributes:
+        auroc: Area under the curve of true over false positives: how often a poisoned image
+            scores higher than a clean one.
+        average_precision: Area under the curve of precision over recall.
+        tpr_at_1_percent_fpr: Poisoned images above all but one in a hundred of the clean ones.
+    """
+
+    auroc: float | None
+    average_precision: float | None
+    tpr_at_1_percent_fpr: float | None
+
+
+def score_rates(
+    scores: Float[np.ndarray, " n"], poisoned: Bool[np.ndarray, " n"] | None
+) -> ScoreRates:
+    """Rates of a score against the truth, whatever is called.
+
+    Args:
+        scores: Higher is more suspicious.
+        poisoned: The truth, where it is known.
+
+    Raises:
+        ValueError: The two have different lengths.
+
+    Example:
+        >>> score_rates(np.array([0.1, 0.9, 0.2]), np.array([False, True, False])).auroc
+        1.0
+    """
+    if poisoned is None or poisoned.all() or not poisoned.any():
+        return ScoreRates(None, None, None)
+    if scores.shape != poisoned.shape:
+        raise ValueError(
+            f"the truth must have one entry per image ({len(scores)}), found {len(poisoned)}"
+        )
+    clean = np.quantile(scores[~poisoned], 0.99, method="higher")
+    return ScoreRates(
+        float(roc_auc_score(poisoned, scores)),
+        float(average_precision_score(poisoned, scores)),
+        float((scores[poisoned] > clean).mean()),
     )
 
 

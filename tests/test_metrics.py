@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from jaxpoison import accuracy, attack_success_rate, detection_rates
+from jaxpoison import (
+    ScoreRates,
+    accuracy,
+    attack_success_rate,
+    detection_rates,
+    score_rates,
+)
 
 
 def test_rates_of_a_small_case():
@@ -27,3 +33,26 @@ def test_shares_of_logits():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match=r"one entry per image \(2\), found 3"):
         detection_rates(np.zeros(2, bool), np.zeros(3, bool))
+
+
+def test_scores_are_rated_by_how_they_order():
+    rng = np.random.default_rng(0)
+    scores, poisoned = rng.normal(size=300), np.arange(300) < 40
+    scores[:40] += 1
+    scores = scores.round(1)  # with ties
+    found = score_rates(scores, poisoned)
+    pairs = np.subtract.outer(scores[:40], scores[40:])
+    assert found.auroc == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
+    # Precision at every score that a poisoned image has, weighed by how many have it.
+    precision = [poisoned[scores >= least].mean() for least in scores[:40]]
+    assert found.average_precision == pytest.approx(np.mean(precision))
+    allowed = np.sort(scores[40:])[-3]
+    assert found.tpr_at_1_percent_fpr == (scores[:40] > allowed).mean()
+
+
+def test_scores_of_one_kind_alone_are_not_rated():
+    scores = np.arange(4.0)
+    for poisoned in (None, np.zeros(4, bool), np.ones(4, bool)):
+        assert score_rates(scores, poisoned) == ScoreRates(None, None, None)
+    with pytest.raises(ValueError, match=r"one entry per image \(4\), found 3"):
+        score_rates(scores, np.array([True, False, True]))

@@ -29,7 +29,6 @@ class NamedDetector:
         help: What it does, in a line.
         sees: What it looks at.
         make: Makes it from a seed.
-        default: Whether a run takes it where none are chosen.
         baseline: Whether tables of many detectors leave it out.
         counterpart: Its column in the tables of Schulth, Berghoff, Neu (``pca``, ``fastica``,
             ``ac``, ``hc``), where it has one.
@@ -41,7 +40,6 @@ class NamedDetector:
     help: str
     sees: Sees
     make: Callable[[int], Detector]
-    default: bool = True
     baseline: bool = False
     counterpart: str | None = None
     when_scanning: Mapping[str, Any] = field(default_factory=dict)
@@ -120,7 +118,6 @@ DETECTORS: dict[str, NamedDetector] = {
         "tight groups of heatmaps, however few: HDBSCAN under the Gromov-Wasserstein distance",
         Sees.RELEVANCE,
         lambda seed: HeatmapDensity(),  # noqa: ARG005 (nothing is drawn)
-        default=False,
         counterpart="hc",
     ),
     "transplant": NamedDetector(
@@ -129,7 +126,6 @@ DETECTORS: dict[str, NamedDetector] = {
         "proposes groups",
         Sees.NETWORK,
         lambda seed: TransplantJudge(random_state=seed),
-        default=False,
         counterpart="hc",
         when_scanning={"screened_by": 2, "asked": 16},
     ),
@@ -137,5 +133,5 @@ DETECTORS: dict[str, NamedDetector] = {
 
 
 def default_detectors() -> tuple[str, ...]:
-    """Names of the detectors that a run takes where none are chosen."""
-    return tuple(name for name, detector in DETECTORS.items() if detector.default)
+    """Names of the detectors that a run takes where none are chosen: all."""
+    return tuple(DETECTORS)

@@ -19,7 +19,7 @@ from jaxpoison.jobs.artefact import Artefact
 from jaxpoison.jobs.config import RepairConfig, RunConfig, ScanConfig
 from jaxpoison.jobs.evaluating import Evaluation
 from jaxpoison.jobs.explaining import ExplainedClass
-from jaxpoison.metrics import DetectionRates, detection_rates
+from jaxpoison.metrics import DetectionRates, ScoreRates, detection_rates, score_rates
 from jaxpoison.training.fit import History
 from jaxpoison.training.protocols import TrainConfig
 
@@ -108,6 +108,10 @@ class RunOutcome:
     def rates(self, detector: str) -> DetectionRates:
         """How right a detector's suspects are; all ``None`` where the truth is not known."""
         return detection_rates(self.findings[detector].detection.suspects, self.poisoned)
+
+    def score_rates(self, detector: str) -> ScoreRates:
+        """How well a detector's score orders images, whatever it suspects."""
+        return score_rates(self.findings[detector].detection.scores, self.poisoned)
 
     @property
     def versions(self) -> dict[str, str]:

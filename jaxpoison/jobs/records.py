@@ -30,7 +30,7 @@ from jaxpoison.jobs.outcome import (
     ScannedClass,
     ScanOutcome,
 )
-from jaxpoison.metrics import DetectionRates, detection_rates
+from jaxpoison.metrics import DetectionRates, ScoreRates, detection_rates
 from jaxpoison.training.protocols import TrainConfig
 
 SCHEMA = 2
@@ -64,7 +64,7 @@ def run_record(outcome: RunOutcome) -> dict[str, Any]:
         "schema": SCHEMA,
         **config_record(outcome.config, outcome.trained.settings),
         "model": _model_record(evaluation),
-        "attack": {**_attack_record(evaluation), "poisoned_images": _count(outcome.poisoned)},
+        "attack": {**_attack_record(evaluation), **_poisoned_record(outcome)},
         "suspected_class": {
             "images": len(explained.members),
             "negative_logits": explained.negative_logits,
@@ -72,7 +72,7 @@ def run_record(outcome: RunOutcome) -> dict[str, Any]:
             "conservation": [dataclasses.asdict(row) for row in explained.balance] or None,
         },
         "detectors": {
-            name: _finding_record(found, outcome.rates(name))
+            name: _finding_record(found, outcome.rates(name), outcome.score_rates(name))
             for name, found in outcome.findings.items()
         },
         "seconds": outcome.seconds,
@@ -87,6 +87,16 @@ def _model_record(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def _poisoned_record(outcome: RunOutcome) -> dict[str, Any]:
+    """How many images are poisoned, as a share of their class and of the training images."""
+    count, train = _count(outcome.poisoned), outcome.data.train
+    return {
+        "poisoned_images": count,
+        "share_of_class": None if count is None else count / len(outcome.explained.members),
+        "share_of_data_set": None if count is None else count / len(train),
+    }
+
+
 def _attack_record(evaluation: Evaluation) -> dict[str, Any]:
     by_class = {str(c): share for c, share in evaluation.per_class_asr.items()}
     return {"asr": evaluation.asr, "masr": evaluation.masr, "per_class_asr": by_class or None}
@@ -96,10 +106,11 @@ def _count(poisoned: Bool[np.ndarray, " n"] | None) -> int | None:
     return None if poisoned is None else int(poisoned.sum())
 
 
-def _finding_record(found: Finding, rates: DetectionRates) -> dict[str, Any]:
+def _finding_record(found: Finding, rates: DetectionRates, of_scores: ScoreRates) -> dict[str, Any]:
     detection = found.detection
     return {
         **dataclasses.asdict(rates),
+        **dataclasses.asdict(of_scores),
         "cluster_sizes": list(detection.cluster_sizes),
         "seconds": detection.seconds,
         "converged": detection.converged,

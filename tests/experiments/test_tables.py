@@ -16,14 +16,14 @@ TABLES = {name: importlib.import_module(f"experiments.{name}").TABLE for name in
 def found(acc, config):
     rates = {"acc": acc, "tpr": 0.9, "tnr": 0.8, "converged": True}
     detectors = ("raw_pca", "raw_ica", "activation_pca", "activation_ica")
-    heatmaps = ("mean_distance", "heatmap_paper", "heatmap", "heatmap_sharp")
+    heatmaps = ("mean_distance", "heatmap_paper", "heatmap", "heatmap_sharp", "heatmap_density")
     return {
         "schema": 2,
         "config": config,
         "model": {"test_accuracy": 0.97},
         "attack": {"asr": 0.9512, "masr": 0.8734},
         "suspected_class": {"images": 3, "conservation": []},
-        "detectors": {name: rates for name in (*detectors, *heatmaps)},
+        "detectors": {name: rates for name in (*detectors, *heatmaps, "transplant")},
     }
 
 
