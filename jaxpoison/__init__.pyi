@@ -26,6 +26,7 @@ from .evidence.judge import find_carriers as find_carriers
 from .evidence.judge import judge_class as judge_class
 from .evidence.occlusion import Occlusion as Occlusion
 from .evidence.occlusion import occlusion as occlusion
+from .evidence.regions import concentration as concentration
 from .evidence.regions import relevant_pixels as relevant_pixels
 from .evidence.regions import relevant_windows as relevant_windows
 from .evidence.residual import feature_flips as feature_flips

@@ -1,7 +1,8 @@
 """A class judged by transplants: which of its images carry what turns other classes into it?
 
-Regions of all images on all hosts would cost hours. So all images are pasted on few hosts, and
-those whose regions move these towards the class most, and some of every proposed group, on all.
+Regions of all images on all hosts would cost hours. So the images whose relevance is concentrated
+most are pasted on few hosts, and those whose regions move these towards the class most, and some
+of every proposed group, on all.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from sklearn.base import BaseEstimator
 
-from jaxpoison._checks import check_integer
+from jaxpoison._checks import check_fraction, check_integer
 from jaxpoison._sampling import evenly
 from jaxpoison.detectors.density import HeatmapDensity
 from jaxpoison.detectors.detection import Detection
-from jaxpoison.evidence.regions import relevant_windows, windows_at
+from jaxpoison.evidence.regions import concentration, relevant_windows, windows_at
 from jaxpoison.evidence.transplant import (
     Hosts,
     TransplantEvidence,
@@ -34,6 +36,11 @@ from jaxpoison.gw.spaces import constant
 
 # Members of a group that are asked, and class-mates, evenly over all, that are the control.
 _OF_GROUP, _CONTROL = 8, 32
+# Fewest images that are screened.
+_SCREENED = 64
+# A class that turns this share of what it takes to be called attacked, on some hosts, is asked
+# on all.
+_UNCLEAR_FROM = 0.5
 # Where this share of those asked last is called, as many again are asked.
 _GO_ON_FROM = 0.1
 # An image is asked whether it carries the trigger if it differs from it by no more than so many
@@ -66,7 +73,8 @@ class ClassEvidence:
         sizes: Sides of the windows of relevance that were pasted.
         classes: Classes of the hosts.
         screening: Of all images: by how much their regions move a few hosts towards the class,
-            in robust standard deviations of their class-mates.
+            in robust standard deviations of their class-mates; lower and in the order of
+            concentration where that was not tried.
         asked: Indices of the images whose regions were pasted on all hosts, ascending.
         flips: Which hosts those turned into the class: sizes × asked images × hosts.
         shares: Of the asked images: the share of hosts they turn, by the size that says most,
@@ -152,6 +160,7 @@ def judge_class(
     groups: Sequence[Int[np.ndarray, " g"]] = (),
     *,
     sizes: Sequence[int] = (3, 5),
+    screened: float = 1.0,
     screened_by: int = 4,
     asked: int = 32,
     seed: int = 0,
@@ -159,7 +168,8 @@ def judge_class(
 ) -> ClassEvidence:
     """Asks the network which images of a class carry what turns others into it.
 
-    All images are screened: their windows of most relevance are pasted on few hosts. Those that
+    Images are screened, those first whose relevance a small window holds most of
+    (:func:`concentration`): their windows of most relevance are pasted on few hosts. Those that
     move these most, members of the proposed groups and some class-mates as a control are then
     pasted on all hosts; and as long as many of those asked last are called, as many again. From
     the images called the trigger is recovered, and searched for in the others.
@@ -172,6 +182,7 @@ def judge_class(
         label: The class.
         groups: Indices of the images of every group that is proposed.
         sizes: Sides of the windows.
+        screened: Share of the images that are screened, but 64 at the least.
         screened_by: Hosts for the screening.
         asked: Images asked first, by the screening.
         seed: Of the choice of hosts for the screening, and of permutations.
@@ -180,7 +191,7 @@ def judge_class(
     Raises:
         TypeError: A number is not an integer.
         ValueError: Shapes do not fit, there are no images, all heatmaps are constant, or a number
-            is below 1.
+            is out of range.
 
     Example:
         >>> hosts = jaxpoison.hosts_for(5, train.images, train.labels, logits)
@@ -188,6 +199,7 @@ def judge_class(
         >>> found = jaxpoison.judge_class(model, images, heatmaps, hosts, 5, groups)
         >>> found.verdict.suspicious, np.flatnonzero(found.called)
     """
+    check_fraction("screened", screened, below_one=False)
     check_integer("screened_by", screened_by, at_least=1)
     check_integer("asked", asked, at_least=1)
     masks = [relevant_windows(heatmaps, size) for size in sizes]
@@ -207,8 +219,13 @@ def judge_class(
     shaped = ~constant(heatmaps)
     if not shaped.any():
         raise ValueError(f"all {len(heatmaps)} heatmaps are constant: they show no region")
-    screening = _screening(margins(np.arange(len(images)), few, "few hosts") - few.margins)
-    screening[~shaped] = screening.min()
+    dense = concentration(heatmaps, min(sizes))
+    by_concentration = np.argsort(-np.where(shaped, dense, -1), kind="stable")[: shaped.sum()]
+    first = by_concentration[: max(_SCREENED, round(screened * len(images)))]
+    gains = _screening(margins(first, few, "few hosts") - few.margins)
+    # Others come after them. No share is above 1.
+    screening = gains.min() - 2 + dense
+    screening[first] = gains
     order = np.argsort(-screening, kind="stable")
     order = order[shaped[order]]
     n = len(order)
@@ -350,8 +367,12 @@ class TransplantJudge(BaseEstimator):
 
     Args:
         sizes: Sides of the windows of relevance that are pasted.
-        screened_by: Hosts on which every image's windows are pasted.
+        screened: Share of the images that are pasted on few hosts: those of the most concentrated
+            relevance.
+        screened_by: How many these hosts are.
         asked: Images whose windows are pasted on all hosts at first.
+        at_first: Hosts on which a class is judged at first; on all of them only where that leaves
+            a doubt. Always on all by default.
         random_state: Seed.
         progress: Show progress bars.
 
@@ -363,12 +384,16 @@ class TransplantJudge(BaseEstimator):
     def __init__(
         self,
         sizes: tuple[int, ...] = (3, 5),
+        screened: float = 1.0,
         screened_by: int = 4,
         asked: int = 32,
+        at_first: int | None = None,
         random_state: int = 0,
         progress: bool = False,
     ) -> None:
         self.sizes = sizes
+        self.screened = screened
+        self.at_first = at_first
         self.screened_by = screened_by
         self.asked = asked
         self.random_state = random_state
@@ -387,23 +412,35 @@ class TransplantJudge(BaseEstimator):
                 a heatmap is not finite.
         """
         started = time.perf_counter()
+        if self.at_first is not None:
+            check_integer("at_first", self.at_first, at_least=1)
         # Constant heatmaps have no geometry: such images are in no group.
         shaped = np.flatnonzero(~constant(X.heatmaps))
         density = HeatmapDensity(progress=self.progress).fit(X.heatmaps[shaped])
         proposed = [shaped[group] for group in density.groups_[1:]]
-        self.evidence_: ClassEvidence = judge_class(
+        judge = partial(
+            judge_class,
             X.model,
             X.images,
             X.heatmaps,
-            X.hosts,
-            X.label,
-            proposed,
+            label=X.label,
+            groups=proposed,
             sizes=self.sizes,
+            screened=self.screened,
             screened_by=self.screened_by,
             asked=self.asked,
             seed=self.random_state,
             progress="transplants" if self.progress else None,
         )
+        unclear = True
+        if self.at_first is not None and self.at_first < len(X.hosts.labels):
+            drawn = np.random.default_rng(self.random_state).permutation(len(X.hosts.labels))
+            few = X.hosts.take(np.sort(drawn[: self.at_first]))
+            self.evidence_: ClassEvidence = judge(hosts=few)
+            suspicion = self.evidence_.verdict.suspicion
+            unclear = suspicion is not None and suspicion >= _UNCLEAR_FROM
+        if unclear:
+            self.evidence_ = judge(hosts=X.hosts)
         self.detection_ = Detection(
             labels=self.evidence_.called.astype(int),
             scores=self.evidence_.scores,

@@ -49,15 +49,43 @@ def window_places(
         TypeError: ``size`` is not an integer.
         ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
     """
-    check_integer("size", size, at_least=1)
+    sums = _window_sums(_summed(relevance), size)
+    best = sums.reshape(len(sums), -1).argmax(1)
+    return np.stack(np.unravel_index(best, sums.shape[1:]), -1)
+
+
+def concentration(
+    relevance: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"], size: int
+) -> Float[np.ndarray, " n"]:
+    """The share of every heatmap's relevance that one window holds.
+
+    Of the magnitude of all relevance, so that it is at most 1; 0 where there is none.
+
+    Args:
+        relevance: Of every pixel; channels are summed.
+        size: Side of the window.
+
+    Raises:
+        TypeError: ``size`` is not an integer.
+        ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
+
+    Example:
+        >>> concentration(np.eye(4)[None], 2)
+        array([0.5])
+    """
     maps = _summed(relevance)
+    most = _window_sums(maps, size).max((1, 2))
+    total = np.abs(maps).sum((1, 2))
+    return np.where(total > 0, most / np.where(total > 0, total, 1), 0.0)
+
+
+def _window_sums(maps: Float[np.ndarray, "n h w"], size: int) -> Float[np.ndarray, "n a b"]:
+    check_integer("size", size, at_least=1)
     _, height, width = maps.shape
     if size > min(height, width):
         raise ValueError(f"size must be at most the sides, {height} and {width}, found {size}")
     views = np.lib.stride_tricks.sliding_window_view(maps, (size, size), (1, 2))
-    sums = views.sum((-2, -1))
-    best = sums.reshape(len(sums), -1).argmax(1)
-    return np.stack(np.unravel_index(best, sums.shape[1:]), -1)
+    return views.sum((-2, -1))
 
 
 def windows_at(

@@ -127,7 +127,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.NETWORK,
         lambda seed: TransplantJudge(random_state=seed),
         counterpart="hc",
-        when_scanning={"screened_by": 2, "asked": 16},
+        when_scanning={"screened": 0.25, "screened_by": 2, "asked": 16, "at_first": 8},
     ),
 }
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxpoison import Hosts, find_carriers, judge_class, recovered_trigger, trigger_distances
 from jaxpoison.evidence.judge import Case, TransplantJudge
+from jaxpoison.evidence.regions import concentration
 from jaxpoison.evidence.verdict import FEWEST_IMAGES, TURNS_FROM, judged_by_transplants, most_turned
 from jaxpoison.jobs import detecting
 from jaxpoison.jobs.detecting import detect, detection_of, evidence_of
@@ -191,6 +192,36 @@ def test_the_detector_keeps_what_it_found(rng):
     # Distances are of scores alone.
     some = judge.sample_distances(np.array([0, 20, 40]))
     np.testing.assert_array_equal(some, np.abs(np.subtract.outer(*[found.scores[[0, 20, 40]]] * 2)))
+
+
+def test_clear_classes_are_asked_on_few_hosts_and_others_on_all(rng):
+    images, heatmaps, _ = class_images(rng, 90, 0)
+    clean = TransplantJudge(asked=8, at_first=4).fit(
+        Case(Obeys(), images, heatmaps, hosts_of(rng), LABEL)
+    )
+    assert len(clean.evidence_.classes) == 4
+    images, heatmaps, _ = class_images(rng, 90, 7)
+    case = Case(Obeys(), images, heatmaps, hosts_of(rng), LABEL)
+    attacked = TransplantJudge(asked=8, at_first=4).fit(case)
+    assert len(attacked.evidence_.classes) == CLASSES - 1
+    np.testing.assert_array_equal(attacked.detection_.suspects, np.arange(90) < 7)
+    with pytest.raises(ValueError, match="at_first must be at least 1"):
+        TransplantJudge(at_first=0).fit(case)
+
+
+def test_few_are_screened_where_relevance_is_not_concentrated(rng):
+    images, heatmaps, _ = class_images(rng, 300, 6)
+    found = judge_class(
+        Obeys(), images, heatmaps, hosts_of(rng), LABEL, screened=0.25, screened_by=2, asked=8
+    )
+    np.testing.assert_array_equal(found.called, np.arange(300) < 6)
+    dense = concentration(heatmaps, 3)
+    screened = np.argsort(-dense)[:75]
+    others = np.setdiff1d(np.arange(300), screened)
+    assert found.screening[screened].min() > found.screening[others].max()
+    np.testing.assert_array_equal(np.argsort(found.screening[others]), np.argsort(dense[others]))
+    with pytest.raises(ValueError, match="screened must be above 0 and at most 1"):
+        judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, screened=0)
 
 
 def test_a_class_is_judged_by_its_third_image_or_by_a_group():

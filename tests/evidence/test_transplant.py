@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from jaxpoison import (
+    concentration,
     host_weights,
     hosts_for,
     relevant_pixels,
@@ -58,6 +59,18 @@ def test_windows_and_pixels_hold_most_relevance(rng):
         masks = relevant_pixels(relevance, count)
         for values, mask in zip(relevance, masks, strict=True):
             np.testing.assert_allclose(np.sort(values[mask]), np.sort(values.ravel())[-count:])
+
+
+def test_concentration_is_the_share_of_the_best_window(rng):
+    relevance = rng.random((4, 6, 7))
+    relevance[3] = 0
+    relevance[2, :, 3:] *= -1
+    for size in (1, 3):
+        masks = relevant_windows(relevance, size)
+        found = concentration(relevance, size)
+        for values, mask, share in zip(relevance[:3], masks, found, strict=False):
+            assert share == pytest.approx(values[mask].sum() / np.abs(values).sum())
+        assert found[3] == 0
 
 
 def test_channels_are_summed(rng):

@@ -75,7 +75,7 @@ def test_what_a_reader_must_know_of_a_row_is_marked():
     text = table.markdown(recorded)
     assert "| HC, ε = 0.02 | 50.00 / 90.00 / 80.00 ‡ | 99.58" in text
     assert "HC, ε = 0.02: 50.00 (paper 99.25), rows: 2; HC, ε = 0.005, quick: 50.00 (" in text
-    assert "quick: 50.00 (paper 99.58), rows: 1." in text
+    assert "quick: 50.00 (paper 99.58), rows: 1; density: 50.00 (" in text
     assert text.count("‡") == 2
     assert "Recorded without HC, ε = 0.005, quick: p = 15 %." in text
     assert text.count("| HC, ε = 0.005, quick |") == 1
