@@ -46,6 +46,7 @@ from .evidence.transplant import transplant_margins as transplant_margins
 from .evidence.trigger import Trigger as Trigger
 from .evidence.trigger import recovered_trigger as recovered_trigger
 from .evidence.trigger import trigger_distances as trigger_distances
+from .evidence.verdict import TURNS_FROM as TURNS_FROM
 from .evidence.verdict import Verdict as Verdict
 from .evidence.verdict import judged as judged
 from .gw.barycenters import barycenters as barycenters
@@ -110,6 +111,7 @@ from .models.inference import pure as pure
 from .models.resnet import ResNet18 as ResNet18
 from .parallel import use_one_device_per_core as use_one_device_per_core
 from .report.figures import examples as examples
+from .report.figures import trigger_picture as trigger_picture
 from .training.augment import Augmentation as Augmentation
 from .training.fit import History as History
 from .training.fit import fit as fit

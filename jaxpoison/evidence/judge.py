@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -149,6 +149,66 @@ class ClassEvidence:
         return {
             int(k): float(flips[most][:, self.classes == k].mean()) for k in np.unique(self.classes)
         }
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """JSON values and arrays, from which :meth:`of_parts` makes it again."""
+        groups = []
+        arrays: dict[str, np.ndarray] = {name: getattr(self, name) for name in _ARRAYS}
+        for k, group in enumerate(self.groups):
+            found = dataclasses.asdict(group.evidence)
+            del found["classes"]
+            found["by_class"] = group.evidence.by_class.tolist()
+            groups.append({"hosts_turned": group.hosts_turned, "evidence": found})
+            arrays[f"group_{k}"] = group.members
+        if self.trigger is not None:
+            arrays |= {f"trigger_{name}": getattr(self.trigger, name) for name in _OF_TRIGGER}
+        values = {
+            "label": self.label,
+            "sizes": list(self.sizes),
+            "reach": self.reach,
+            "groups": groups,
+        }
+        return values, arrays
+
+    @classmethod
+    def of_parts(cls, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> ClassEvidence:
+        """The evidence that :meth:`parts` describes.
+
+        Args:
+            values: Its JSON values.
+            arrays: Its arrays, and perhaps others.
+        """
+        classes = np.unique(arrays["classes"])
+        groups = []
+        for k, group in enumerate(values["groups"]):
+            found = {**group["evidence"], "by_class": np.array(group["evidence"]["by_class"])}
+            evidence = TransplantEvidence(classes=classes, **found)
+            groups.append(JudgedGroup(arrays[f"group_{k}"], group["hosts_turned"], evidence))
+        trigger = None
+        if "trigger_values" in arrays:
+            trigger = Trigger(**{name: arrays[f"trigger_{name}"] for name in _OF_TRIGGER})
+        return cls(
+            label=values["label"],
+            sizes=tuple(values["sizes"]),
+            reach=values["reach"],
+            groups=tuple(groups),
+            trigger=trigger,
+            **{name: arrays[name] for name in _ARRAYS},
+        )
+
+
+# Arrays of evidence and of its trigger, by the names of their fields.
+_ARRAYS = (
+    "classes",
+    "screening",
+    "asked",
+    "flips",
+    "shares",
+    "weights",
+    "carriers",
+    "carried",
+)
+_OF_TRIGGER = ("values", "spread", "places")
 
 
 def judge_class(

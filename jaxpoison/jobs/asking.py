@@ -30,6 +30,12 @@ def classify(
     return Made({}, {"logits": predict(model, images, progress=title)})
 
 
+def evidence_of(stage: Artefact | Made) -> ClassEvidence | None:
+    """What the network said, where a detector's stage asked it."""
+    values = stage.values["evidence"]
+    return None if values is None else ClassEvidence.of_parts(values, stage.arrays)
+
+
 def case_of_run(outcome: RunOutcome) -> Case:
     """The class that a run searched, as :class:`TransplantJudge` looks at it.
 

@@ -14,9 +14,9 @@ from jaxpoison._code import described
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Detector, Sees
 from jaxpoison.jobs.artefact import Artefact
-from jaxpoison.jobs.asking import case_of, possible_hosts
+from jaxpoison.jobs.asking import case_of, evidence_of, possible_hosts
 from jaxpoison.jobs.config import RunConfig
-from jaxpoison.jobs.detecting import FEWEST, detect, detection_of, evidence_of, separation_of
+from jaxpoison.jobs.detecting import FEWEST, detect, detection_of, separation_of
 from jaxpoison.jobs.evaluating import evaluate, evaluation_of
 from jaxpoison.jobs.explaining import ExplainedClass, explain_images, explained_class
 from jaxpoison.jobs.named import DETECTORS

@@ -13,7 +13,8 @@ from jaxpoison.evidence.judge import Case, TransplantJudge
 from jaxpoison.evidence.regions import concentration
 from jaxpoison.evidence.verdict import FEWEST_IMAGES, TURNS_FROM, judged_by_transplants, most_turned
 from jaxpoison.jobs import detecting
-from jaxpoison.jobs.detecting import detect, detection_of, evidence_of
+from jaxpoison.jobs.asking import evidence_of
+from jaxpoison.jobs.detecting import detect, detection_of
 
 LABEL, CLASSES, SIDE = 2, 12, 14
 STICKER = np.array([250, 240, 10])

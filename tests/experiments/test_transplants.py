@@ -14,7 +14,8 @@ pytestmark = pytest.mark.mixes_types
 
 @pytest.mark.usefixtures("small")
 def test_a_run_is_measured_and_recorded(config, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(reporting, "RESULTS", tmp_path / "results")
+    for module in (reporting, transplants):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     outcome = run(config, tmp_path / "run")
     every = int(outcome.poisoned.sum())
     assert every > 4
@@ -27,6 +28,7 @@ def test_a_run_is_measured_and_recorded(config, tmp_path, monkeypatch):  # noqa:
         assert row["clean"] == (~outcome.poisoned).sum()
         assert 0 <= row["hosts_turned"] <= 1
         assert ("auroc" in row) == (row["poisoned"] > 0)
+    assert (tmp_path / "results" / "transplants" / "turned.png").stat().st_size > 5_000
     text = (tmp_path / "results" / "transplants" / "result.md").read_text()
     assert all(f"| {count} | " in text for count in (every, 4, 0))
 
