@@ -33,21 +33,24 @@ of run but --detectors; a network that run trained there with the same options i
 used.
 """
 _SCAN_DESCRIPTION = """\
-Searches every class of the training images and ranks the classes by suspicion:
-how far the two clusters of a class lie apart. Writes scan.html, scan.json,
-classes.csv (one row per class) and clusters.csv (one row per image) into the work
-directory. Takes the options of run but --detectors; what run or explain left there
-with the same options is used, and so are classes that were finished before an
-interruption.
+Searches every class of the training images and says which are attacked, which
+images, and by which trigger: the region that explains an image is pasted on images
+of other classes, and the network asked whether they turn into this class. Writes
+scan.html, scan.json, classes.csv (one row per class), clusters.csv (one row per
+image), carriers.csv (images of other classes that carry a trigger) and the trigger of
+every attacked class as a picture into the work directory. --detector names other
+judges, which rank classes by how far two clusters lie apart. Takes the options of run
+but --detectors; what run or explain left there with the same options is used, and so
+are classes that were finished before an interruption.
 """
 _REPAIR_DESCRIPTION = """\
-Takes out of the training images what a detector suspects, and what has activations
-like it, trains again without them, and lets the new network judge the images that
-were taken out: where it calls more of them one other class than their label, they
-stay out and the search goes on; otherwise they go back in and it ends. Writes
-repair.json (accuracy and attack success of every network), removed.csv and kept.csv
-(ids and labels) into the work directory. Takes the options of run but --detectors;
-what run left there is used.
+Takes out of the training images what is called poisoned, and what carries the same
+trigger, trains again without them and searches again, until nothing is called. With
+another --detector, what has activations like its suspects is taken out with them, and
+the new network judges: where it calls more of them one other class than their label,
+they stay out; otherwise they go back in and it ends. Writes repair.json (accuracy and
+attack success of every network), removed.csv and kept.csv (ids and labels) into the
+work directory. Takes the options of run but --detectors; what run left there is used.
 """
 _PRUNE_DESCRIPTION = """\
 Removes the stages in a work directory that none of its last jobs used, finished or
