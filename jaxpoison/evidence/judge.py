@@ -31,7 +31,7 @@ from jaxpoison.evidence.transplant import (
     transplant_margins,
 )
 from jaxpoison.evidence.trigger import Trigger, recovered_trigger, trigger_distances
-from jaxpoison.evidence.verdict import Verdict, judged_by_transplants, most_turned, turns
+from jaxpoison.evidence.verdict import Verdict, called, judged_by_transplants, most_turned, turns
 from jaxpoison.gw.spaces import constant
 
 # Members of a group that are asked, and class-mates, evenly over all, that are the control.
@@ -119,13 +119,13 @@ class ClassEvidence:
         Those that turn enough hosts, all members of groups that do, and those that carry the
         trigger of these.
         """
-        called = np.zeros(len(self.screening), bool)
+        found = np.zeros(len(self.screening), bool)
         if self.verdict.suspicious:
-            called[self.asked] = turns(self.shares)
+            found[self.asked] = called(self.shares)
             for group in self.groups:
-                called[group.members] |= turns(np.array(group.hosts_turned))
-        called[self.carriers] = True
-        return called
+                found[group.members] |= turns(np.array(group.hosts_turned))
+        found[self.carriers] = True
+        return found
 
     @property
     def scores(self) -> Float[np.ndarray, " n"]:
@@ -329,14 +329,14 @@ def judge_class(
         np.stack(weights),
         tuple(judged),
     )
-    called = found.called
-    if not called.any():
+    those = found.called
+    if not those.any():
         return found
-    trigger = recovered_trigger(images[called], heatmaps[called], size=max(sizes))
+    trigger = recovered_trigger(images[those], heatmaps[those], size=max(sizes))
     distances, _ = trigger_distances(trigger, images)
-    reach = _REACH * float(np.quantile(distances[called], _MOST_OF_THEM))
+    reach = _REACH * float(np.quantile(distances[those], _MOST_OF_THEM))
     found = dataclasses.replace(found, trigger=trigger, reach=reach)
-    others = np.flatnonzero(~called)
+    others = np.flatnonzero(~those)
     carriers, carried = find_carriers(model, images[others], found, hosts, progress=progress)
     return dataclasses.replace(found, carriers=others[carriers], carried=carried)
 

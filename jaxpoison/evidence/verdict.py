@@ -71,11 +71,24 @@ def passed_on(apart: Separation) -> bool:
 # average, from which on it is called poisoned; and the fewest such images that make an attack.
 TURNS_FROM = 0.3
 FEWEST_IMAGES = 3
+_OF_MEDIAN = 0.5
 
 
 def turns(share: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """Which shares of hosts are larger than regions of clean images turn."""
     return share >= TURNS_FROM
+
+
+def called(shares: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which images of an attacked class are called, by the shares of hosts that they turn.
+
+    Those that turn more than clean regions do, and at least half as many as such images do on
+    the median: where a trigger turns nearly all hosts, a third of them is no sign of it.
+    """
+    turning = turns(shares)
+    if not turning.any():
+        return turning
+    return turning & (shares >= _OF_MEDIAN * np.median(shares[turning]))
 
 
 def most_turned(shares: Float[np.ndarray, " n"], groups: Sequence[float]) -> float:

@@ -11,7 +11,13 @@ from flax import nnx
 from jaxpoison import Hosts, find_carriers, judge_class, recovered_trigger, trigger_distances
 from jaxpoison.evidence.judge import Case, TransplantJudge
 from jaxpoison.evidence.regions import concentration
-from jaxpoison.evidence.verdict import FEWEST_IMAGES, TURNS_FROM, judged_by_transplants, most_turned
+from jaxpoison.evidence.verdict import (
+    FEWEST_IMAGES,
+    TURNS_FROM,
+    called,
+    judged_by_transplants,
+    most_turned,
+)
 from jaxpoison.jobs import detecting
 from jaxpoison.jobs.asking import evidence_of
 from jaxpoison.jobs.detecting import detect, detection_of
@@ -223,6 +229,16 @@ def test_few_are_screened_where_relevance_is_not_concentrated(rng):
     np.testing.assert_array_equal(np.argsort(found.screening[others]), np.argsort(dense[others]))
     with pytest.raises(ValueError, match="screened must be above 0 and at most 1"):
         judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, screened=0)
+
+
+def test_where_the_trigger_turns_nearly_all_a_third_is_no_sign_of_it():
+    strong = np.array([1.0, 0.9, 0.98, 0.49, 0.44, 0.1])
+    np.testing.assert_array_equal(called(strong), [True, True, True, True, False, False])
+    weak = strong * 0.62
+    np.testing.assert_array_equal(called(weak), [True, True, True, True, False, False])
+    assert called(np.array([0.35, 0.4, 0.55, 0.31])).all()
+    assert not called(np.array([0.1, TURNS_FROM - 1e-9])).any()
+    assert called(np.zeros(0)).size == 0
 
 
 def test_a_class_is_judged_by_its_third_image_or_by_a_group():
