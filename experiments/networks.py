@@ -117,7 +117,12 @@ def row_of(network: Network, outcome: RunOutcome, scanned: ScanOutcome) -> dict[
                 "called": int(evidence.called.sum()),
                 "most_turned_by_an_image": float(evidence.shares.max()),
                 "groups": [
-                    [len(g.members), g.hosts_turned, g.evidence.p_value] for g in evidence.groups
+                    [
+                        len(group.members),
+                        group.hosts_turned,
+                        None if group.evidence is None else group.evidence.p_value,
+                    ]
+                    for group in evidence.groups
                 ],
                 "seconds": each.finding.seconds,
                 "carriers": None

@@ -19,9 +19,9 @@ from .detectors.detection import Sees as Sees
 from .detectors.heatmap import HeatmapClustering as HeatmapClustering
 from .detectors.mean_distance import MeanDistanceClustering as MeanDistanceClustering
 from .detectors.raw import RawClustering as RawClustering
-from .evidence.judge import Case as Case
-from .evidence.judge import ClassEvidence as ClassEvidence
-from .evidence.judge import TransplantJudge as TransplantJudge
+from .evidence.class_evidence import ClassEvidence as ClassEvidence
+from .evidence.estimator import Case as Case
+from .evidence.estimator import TransplantJudge as TransplantJudge
 from .evidence.judge import find_carriers as find_carriers
 from .evidence.judge import judge_class as judge_class
 from .evidence.occlusion import Occlusion as Occlusion
@@ -29,6 +29,7 @@ from .evidence.occlusion import occlusion as occlusion
 from .evidence.regions import concentration as concentration
 from .evidence.regions import relevant_pixels as relevant_pixels
 from .evidence.regions import relevant_windows as relevant_windows
+from .evidence.regions import window_places as window_places
 from .evidence.residual import feature_flips as feature_flips
 from .evidence.residual import mean_deviation as mean_deviation
 from .evidence.residual import residual_flips as residual_flips

@@ -45,7 +45,7 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
         points: Points that each heatmap is quantised to.
         mass: Share of relevance whose pixels are kept.
         min_cluster_size: Fewest heatmaps of a group.
-        min_samples: Neighbours within which a heatmap's density is measured.
+        min_samples: Heatmaps, itself counted, within whose distance density is measured.
         progress: Show a progress bar.
 
     Attributes:
@@ -94,7 +94,7 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
         """
         started = time.perf_counter()
         check_integer("min_cluster_size", self.min_cluster_size, at_least=2)
-        check_integer("min_samples", self.min_samples, at_least=1)
+        check_integer("min_samples", self.min_samples, at_least=2)
         if len(X) < max(self.min_cluster_size, self.min_samples + 1):
             raise ValueError(
                 f"groups of {self.min_cluster_size} and densities of {self.min_samples} "
@@ -106,7 +106,8 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
         graph = _distances(self.spaces_, solver, self.min_samples, self.progress)
         found = HDBSCAN(
             min_cluster_size=self.min_cluster_size,
-            min_samples=self.min_samples,
+            # A full matrix holds the heatmap itself, and scikit-learn counts it.
+            min_samples=self.min_samples - (not isinstance(graph, np.ndarray)),
             metric="precomputed",
             copy=True,
         ).fit(graph)
@@ -183,7 +184,7 @@ def _between(
     both = np.unique(np.concatenate([rows, columns]))
     own = np.zeros(len(spaces))
     own[both] = pair_distances(spaces, np.repeat(both[:, None], 2, 1), solver).values
-    values = pair_distances(spaces, pairs, solver, progress=progress).values
+    values = pair_distances(spaces, np.sort(pairs, 1), solver, progress=progress).values
     debiased = np.maximum(values - own[pairs].sum(1) / 2, 0)
     return np.sqrt(np.where(pairs[:, 0] == pairs[:, 1], 0, debiased)).reshape(len(rows), -1)
 

@@ -12,15 +12,17 @@ from jaxtyping import Bool, Float, Int
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """A split of one class's images into two clusters; the smaller is suspected.
+    """Which of one class's images are suspected; of two clusters, the smaller.
 
     Attributes:
         labels: 1 for suspects, 0 for the others.
-        scores: Distance to the clean centre minus distance to the suspects';
-            higher is more suspicious.
+        scores: Higher is more suspicious; of two clusters, the distance to the clean centre minus
+            that to the suspects'.
         seconds: Time taken.
         converged: Whether all iterations ended within their tolerance.
         notes: Further measurements of this detector, by name.
+        called_from: The score from which on an image is suspected; ``None`` where that does
+            not depend on the score alone.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -28,6 +30,7 @@ class Detection:
     seconds: float
     converged: bool
     notes: dict[str, float]
+    called_from: float | None = None
 
     @property
     def suspects(self) -> Bool[np.ndarray, " n"]:
@@ -101,4 +104,5 @@ def two_way_detection(
         seconds=seconds,
         converged=converged,
         notes=notes or {},
+        called_from=0.0,
     )

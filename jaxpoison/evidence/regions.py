@@ -7,6 +7,9 @@ from jaxtyping import Bool, Float, Int
 
 from jaxpoison._checks import check_integer
 
+# Heatmaps whose windows are summed at once.
+_ROWS = 256
+
 
 def relevant_windows(
     relevance: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"], size: int
@@ -49,9 +52,7 @@ def window_places(
         TypeError: ``size`` is not an integer.
         ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
     """
-    sums = _window_sums(_summed(relevance), size)
-    best = sums.reshape(len(sums), -1).argmax(1)
-    return np.stack(np.unravel_index(best, sums.shape[1:]), -1)
+    return _best_windows(_summed(relevance), size)[0]
 
 
 def concentration(
@@ -74,18 +75,28 @@ def concentration(
         array([0.5])
     """
     maps = _summed(relevance)
-    most = _window_sums(maps, size).max((1, 2))
+    _, most = _best_windows(maps, size)
     total = np.abs(maps).sum((1, 2))
     return np.where(total > 0, most / np.where(total > 0, total, 1), 0.0)
 
 
-def _window_sums(maps: Float[np.ndarray, "n h w"], size: int) -> Float[np.ndarray, "n a b"]:
+def _best_windows(
+    maps: Float[np.ndarray, "n h w"], size: int
+) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
+    """Where the windows lie that hold most, and how much they hold."""
     check_integer("size", size, at_least=1)
     _, height, width = maps.shape
     if size > min(height, width):
         raise ValueError(f"size must be at most the sides, {height} and {width}, found {size}")
-    views = np.lib.stride_tricks.sliding_window_view(maps, (size, size), (1, 2))
-    return views.sum((-2, -1))
+    places, most = [], []
+    for first in range(0, len(maps), _ROWS):
+        some = maps[first : first + _ROWS]
+        views = np.lib.stride_tricks.sliding_window_view(some, (size, size), (1, 2))
+        sums = views.sum((-2, -1))
+        best = sums.reshape(len(sums), -1).argmax(1)
+        places.append(np.stack(np.unravel_index(best, sums.shape[1:]), -1))
+        most.append(sums.max((1, 2)))
+    return np.concatenate(places), np.concatenate(most)
 
 
 def windows_at(

@@ -89,7 +89,10 @@ def hosts_for(
         if other != label and len(able):
             chosen.append(np.sort(rng.choice(able, min(per_class, len(able)), replace=False)))
     if not chosen:
-        raise ValueError(f"the network gets no image right of the classes other than {label}")
+        raise ValueError(
+            f"the network gets no image right of the classes other than {label}: there is nothing "
+            "to paste regions on"
+        )
     members = np.concatenate(chosen)
     others = np.delete(logits[members], label, -1).max(-1)
     return Hosts(members, images[members], labels[members], logits[members, label] - others)

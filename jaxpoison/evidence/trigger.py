@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from jaxpoison._checks import check_integer
 from jaxpoison._precision import in_full_precision
-from jaxpoison.evidence.regions import window_places
 from jaxpoison.parallel import map_batches, over_devices
 
 # Rounds of aligning windows with their mean.
 _ROUNDS = 10
 # Grey levels by which pixels of a trigger may differ without mattering: JPEG's errors.
 _NOISE = 8.0
+# Windows that are left out in turn, at the most; and what most of them are.
+_LEFT_OUT, _MOST = 64, 0.9
 # Images whose windows are compared at once, on all devices together.
 _AT_ONCE = 256
 
@@ -26,26 +28,29 @@ class Trigger:
     """What the windows that explain some images have in common.
 
     Attributes:
-        values: Mean of the aligned windows, pixel values from 0 to 255.
-        spread: Their standard deviation: small where they agree.
+        values: Median of the aligned windows, pixel values from 0 to 255.
+        spread: Their median absolute deviation, scaled to a standard deviation: small where they
+            agree.
         places: Row and column of every window's upper left corner.
+        reach: How much, in grey levels, most of the windows differ from what the others have in
+            common: an image that differs more hardly carries the trigger.
     """
 
     values: Float[np.ndarray, "s s c"]
     spread: Float[np.ndarray, "s s c"]
     places: Int[np.ndarray, "m 2"]
+    reach: float
 
     @property
     def weights(self) -> Float[np.ndarray, "s s c"]:
         """What a pixel counts in a comparison, sum 1: the more, the better the windows agree."""
-        weights = 1 / (self.spread**2 + _NOISE**2)
-        return weights / weights.sum()
+        return _weights(self.spread)
 
 
 def recovered_trigger(
-    images: UInt8[np.ndarray, "n h w c"], heatmaps: Float[np.ndarray, "n h w"], *, size: int = 5
+    images: UInt8[np.ndarray, "n h w c"], places: Int[np.ndarray, "n 2"], *, size: int = 5
 ) -> Trigger:
-    """Aligns the windows of most relevance of images with each other.
+    """Aligns windows of images with each other.
 
     A window need not sit on the trigger to the pixel. In turn, the windows' median is taken, and
     every window is moved by up to half its size to where it differs least from it, its own place
@@ -53,8 +58,9 @@ def recovered_trigger(
 
     Args:
         images: That are thought to carry one trigger.
-        heatmaps: Their relevance.
-        size: Side of the window.
+        places: Where: row and column of their windows' upper left corners, of
+            :func:`window_places`. Windows that would reach over the border are moved inside.
+        size: Side of the windows.
 
     Raises:
         TypeError: ``size`` is not an integer.
@@ -62,18 +68,23 @@ def recovered_trigger(
 
     Example:
         >>> called = np.flatnonzero(evidence.called)
-        >>> trigger = jaxpoison.recovered_trigger(images[called], heatmaps[called])
+        >>> places = jaxpoison.window_places(heatmaps[called], 5)
+        >>> trigger = jaxpoison.recovered_trigger(images[called], places)
         >>> trigger.values.shape
         (5, 5, 3)
     """
-    start = window_places(heatmaps, size)
+    check_integer("size", size, at_least=1)
+    if not len(images) or size > min(images.shape[1:3]):
+        raise ValueError(
+            f"expected images with sides of at least {size}, found shape {images.shape}"
+        )
     slack = size // 2
     moves = np.arange(-slack, slack + 1)
     # The nearest move first, so that it is taken where several are as good.
     shifts = np.stack(np.meshgrid(moves, moves, indexing="ij"), -1).reshape(-1, 2)
     shifts = shifts[np.argsort((shifts**2).sum(1), kind="stable")]
     most = np.array(images.shape[1:3]) - size
-    tried = np.clip(start[:, None] + shifts[None], 0, most)
+    tried = np.clip(places[:, None] + shifts[None], 0, most)
     views = np.lib.stride_tricks.sliding_window_view(images, (size, size), (1, 2))
     which = np.arange(len(images))
     # images × shifts × size × size × channels
@@ -81,16 +92,40 @@ def recovered_trigger(
     windows = windows.astype(np.float32)
     best = np.zeros(len(images), int)
     for _ in range(_ROUNDS):
-        aligned = windows[which, best]
-        median = np.median(aligned, 0)
-        spread = np.median(np.abs(aligned - median), 0)
-        weights = 1 / ((1.4826 * spread) ** 2 + _NOISE**2)
-        moved = (weights * (windows - median) ** 2).sum((2, 3, 4)).argmin(1)
+        median, spread = _in_common(windows[which, best])
+        moved = (_weights(spread) * (windows - median) ** 2).sum((2, 3, 4)).argmin(1)
         if np.array_equal(moved, best):
             break
         best = moved
     aligned = windows[which, best]
-    return Trigger(aligned.mean(0), aligned.std(0), tried[which, best])
+    return Trigger(*_in_common(aligned), tried[which, best], _reach(aligned))
+
+
+def _in_common(windows: Float[np.ndarray, "n s s c"]) -> tuple[np.ndarray, np.ndarray]:
+    """Median and spread."""
+    median = np.median(windows, 0)
+    return median, 1.4826 * np.median(np.abs(windows - median), 0)
+
+
+def _weights(spread: Float[np.ndarray, "s s c"]) -> Float[np.ndarray, "s s c"]:
+    weights = 1 / (spread**2 + _NOISE**2)
+    return weights / weights.sum()
+
+
+def _reach(windows: Float[np.ndarray, "n s s c"]) -> float:
+    """How much most windows differ from what the others have in common.
+
+    Each is left out in turn: of few windows, many pixels agree by chance. At least the noise, as
+    for a single window.
+    """
+    if len(windows) < 2:
+        return _NOISE
+    left_out = np.linspace(0, len(windows) - 1, min(len(windows), _LEFT_OUT)).astype(int)
+    differ = []
+    for k in left_out:
+        median, spread = _in_common(np.delete(windows, k, 0))
+        differ.append(np.sqrt((_weights(spread) * (windows[k] - median) ** 2).sum()))
+    return max(_NOISE, float(np.quantile(differ, _MOST)))
 
 
 def trigger_distances(

@@ -79,16 +79,17 @@ def turns(share: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     return share >= TURNS_FROM
 
 
-def called(shares: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which images of an attacked class are called, by the shares of hosts that they turn.
+def called_from(shares: Float[np.ndarray, " n"]) -> float:
+    """The share of hosts from which on an image of an attacked class is called.
 
-    Those that turn more than clean regions do, and at least half as many as such images do on
-    the median: where a trigger turns nearly all hosts, a third of them is no sign of it.
+    More than clean regions turn, and at least half as many as such images turn on the median:
+    where a trigger turns nearly all hosts, a third of them is no sign of it.
+
+    Args:
+        shares: Of hosts that single images turn.
     """
-    turning = turns(shares)
-    if not turning.any():
-        return turning
-    return turning & (shares >= _OF_MEDIAN * np.median(shares[turning]))
+    turning = shares[turns(shares)]
+    return max(TURNS_FROM, _OF_MEDIAN * float(np.median(turning))) if len(turning) else TURNS_FROM
 
 
 def most_turned(shares: Float[np.ndarray, " n"], groups: Sequence[float]) -> float:
@@ -98,7 +99,7 @@ def most_turned(shares: Float[np.ndarray, " n"], groups: Sequence[float]) -> flo
     on average, whichever is more.
 
     Args:
-        shares: Of hosts that single images turn.
+        shares: Of hosts that single images turn, each image once.
         groups: Of hosts that members of every proposed group turn, on average.
     """
     few = np.sort(shares)[-FEWEST_IMAGES:]

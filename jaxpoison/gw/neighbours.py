@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxpoison._checks import check_integer
+from jaxpoison._code import hash_of_code
 from jaxpoison._files import replace_file
 from jaxpoison.gw.pairs import pair_distances
 from jaxpoison.gw.solver import EntropicGW
@@ -103,7 +104,7 @@ def nearest_neighbours(
     to_landmarks = measured(pairs).reshape(n, -1)
     known = _Known(n)
     known.add(pairs[pairs[:, 0] != pairs[:, 1]], to_landmarks.ravel()[pairs[:, 0] != pairs[:, 1]])
-    new = known.missing(_alike(to_landmarks, min(_CANDIDATES, n - 1)))
+    new = known.missing(_alike(to_landmarks, min(max(_CANDIDATES, followed), n - 1)))
     for _ in range(_ROUNDS + 1):
         known.add(new, measured(new))
         before = known.index[:, :k].copy() if known.index.size else None
@@ -128,7 +129,8 @@ class _Measured:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             parts = [np.asarray(spaces.distances), np.asarray(spaces.weights)]
-            self._made_of = b"".join(p.tobytes() for p in parts) + repr(solver).encode()
+            made_by = f"{solver!r} {hash_of_code(pair_distances)}"
+            self._made_of = b"".join(p.tobytes() for p in parts) + made_by.encode()
         own = np.repeat(np.arange(len(spaces))[:, None], 2, 1)
         self._own = self._values(own)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from jaxtyping import Float, Int, UInt8
 
 from jaxpoison._sampling import evenly
 from jaxpoison.datasets.dataset import Dataset, Splits
-from jaxpoison.evidence.judge import Case, ClassEvidence, find_carriers
+from jaxpoison.evidence.class_evidence import ClassEvidence
+from jaxpoison.evidence.estimator import Case
+from jaxpoison.evidence.judge import find_carriers
 from jaxpoison.evidence.transplant import Hosts, hosts_for
 from jaxpoison.jobs.artefact import Artefact, Made
 from jaxpoison.jobs.outcome import Carriers, RunOutcome, Trained
@@ -21,6 +24,8 @@ from jaxpoison.models.inference import kinds_of, predict
 
 # Images of every class from which a host is drawn: the network gets one of them right.
 _OF_CLASS = 24
+# Fewest hosts, where there are so many images of other classes.
+_HOSTS = 24
 
 
 def classify(
@@ -123,7 +128,11 @@ def _drawn(
     logits: Float[np.ndarray, "m classes"],
     seed: int,
 ) -> Hosts:
-    drawn = hosts_for(label, train.images[index], train.labels[index], logits, seed=seed)
+    # Of few classes several images each: one host alone says little.
+    per_class = max(1, math.ceil(_HOSTS / max(1, len(np.unique(train.labels)) - 1)))
+    drawn = hosts_for(
+        label, train.images[index], train.labels[index], logits, per_class=per_class, seed=seed
+    )
     return dataclasses.replace(drawn, members=index[drawn.members])
 
 
@@ -174,4 +183,4 @@ def look_for_carriers(
         make,
         code=(find_carriers, *kinds_of(trained.model)),
     )
-    return Carriers(others[stage.arrays["train"]], stage.arrays["validation"])
+    return Carriers(others[stage.arrays["train"]], stage.arrays["validation"], stage.seconds)

@@ -49,6 +49,7 @@ def detect(sees: Sees, detector: Detector, seen: Any, _: Path | None = None) -> 
             "seconds": found.seconds,
             "converged": bool(found.converged),
             "notes": found.notes | ({"constant_heatmaps": int(empty.sum())} if empty.any() else {}),
+            "called_from": found.called_from,
             "silhouette": apart.silhouette,
             "eigenvalues": apart.eigenvalues.tolist(),
         },
@@ -64,6 +65,7 @@ def detection_of(stage: Artefact | Made) -> Detection:
         seconds=stage.values["seconds"],
         converged=stage.values["converged"],
         notes=stage.values["notes"],
+        called_from=stage.values["called_from"],
     )
 
 

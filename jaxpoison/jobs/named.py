@@ -16,7 +16,7 @@ from jaxpoison.detectors.detection import Detector, Sees
 from jaxpoison.detectors.heatmap import HeatmapClustering
 from jaxpoison.detectors.mean_distance import MeanDistanceClustering
 from jaxpoison.detectors.raw import RawClustering
-from jaxpoison.evidence.judge import TransplantJudge
+from jaxpoison.evidence.estimator import TransplantJudge
 from jaxpoison.gw.solver import PAPER_EPSILON
 
 
@@ -127,7 +127,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.NETWORK,
         lambda seed: TransplantJudge(random_state=seed),
         counterpart="hc",
-        when_scanning={"screened": 0.25, "screened_by": 2, "asked": 16, "at_first": 8},
+        when_scanning={"screened": 0.25, "screened_by": 2, "asked": 16, "at_first": 12},
     ),
 }
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Detection
-from jaxpoison.evidence.judge import ClassEvidence
+from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.retraining import ExclusiveRetraining
 from jaxpoison.evidence.separation import Separation
 from jaxpoison.evidence.verdict import CASCADE, Verdict, judged
@@ -136,10 +136,12 @@ class Carriers:
     Attributes:
         train: Indices of training images of other classes.
         validation: Indices of validation images, of whatever class.
+        seconds: Time taken.
     """
 
     train: Int[np.ndarray, " m"]
     validation: Int[np.ndarray, " v"]
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)

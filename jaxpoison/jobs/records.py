@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxpoison.datasets.dataset import Dataset
-from jaxpoison.evidence.judge import ClassEvidence
+from jaxpoison.evidence.class_evidence import ClassEvidence, JudgedGroup
 from jaxpoison.evidence.trigger import Trigger
 from jaxpoison.evidence.verdict import JUDGE, SUSPICIOUS_FROM, TURNS_FROM
 from jaxpoison.jobs.config import RunConfig
@@ -193,13 +193,22 @@ def _evidence_record(evidence: ClassEvidence) -> dict[str, Any]:
             {
                 "images": len(group.members),
                 "hosts_turned": group.hosts_turned,
-                "share": group.evidence.share,
-                "share_of_class_mates": group.evidence.control,
-                "window": evidence.sizes[group.evidence.region],
-                "p_value": group.evidence.p_value,
+                **_group_record(group, evidence.sizes),
             }
             for group in evidence.groups
         ],
+    }
+
+
+def _group_record(group: JudgedGroup, sizes: tuple[int, ...]) -> dict[str, Any]:
+    found = group.evidence
+    if found is None:
+        return {"share": None, "share_of_class_mates": None, "window": None, "p_value": None}
+    return {
+        "share": found.share,
+        "share_of_class_mates": found.control,
+        "window": sizes[found.region],
+        "p_value": found.p_value,
     }
 
 

@@ -14,7 +14,7 @@ from jaxpoison._files import write_json, write_text
 from jaxpoison._progress import Bar
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Sees
-from jaxpoison.evidence.judge import Case
+from jaxpoison.evidence.estimator import Case
 from jaxpoison.evidence.verdict import CASCADE, passed_on
 from jaxpoison.gw.kmeans import UninformativeCouplingsWarning
 from jaxpoison.jobs.artefact import Artefact, Made
@@ -179,6 +179,7 @@ class _Searcher:
                 self.work,
                 self.progress,
             )
+            self.seconds["carriers"] = self.seconds.get("carriers", 0.0) + carriers.seconds
             found[scanned.label] = dataclasses.replace(scanned, carriers=carriers)
         return found
 
@@ -187,6 +188,7 @@ class _Searcher:
 
     def _cases(self) -> Callable[[int], tuple[Case, str]]:
         hosts = possible_hosts(self.trained, self.train, self.work, self.progress)
+        self._took("hosts", hosts[1])
         heatmaps = self._heatmaps()
 
         def of_class(label: int) -> tuple[Case, str]:

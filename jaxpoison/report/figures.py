@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxpoison.detectors.detection import Detection
-from jaxpoison.evidence.judge import ClassEvidence
+from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.gw.spaces import constant, measure_spaces
 from jaxpoison.jobs.outcome import ScannedClass
 from jaxpoison.lrp.balance import LayerBalance
@@ -105,9 +105,9 @@ def _scores(axis: Axes, found: Detection, poisoned: Bool[np.ndarray, " n"] | Non
         groups = [(~poisoned, _CLEAN, "clean"), (poisoned, _SUSPECT, "poisoned")]
     for where, color, label in groups:
         axis.hist(clipped[where], bins, color=color, alpha=0.65, label=label)
-    axis.axvline(
-        0, color="black", linewidth=0.8, linestyle=":", label="called poisoned right of it"
-    )
+    if found.called_from is not None:
+        line = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+        axis.axvline(found.called_from, label="called poisoned right of it", **line)
     axis.set_yscale("symlog")
     axis.tick_params(labelsize=7)
     axis.set_xlabel("score", fontsize=8)
@@ -148,8 +148,10 @@ def trigger_picture(evidence: ClassEvidence, names: Sequence[str]) -> Figure:
         raise ValueError(f"no image of class {evidence.label} is called: there is no trigger")
     figure = Figure(figsize=(7.0, 0.13 * len(turned) + 1.2), layout="constrained")
     mosaic = figure.subplot_mosaic([["values", "classes"], ["weights", "classes"]])
-    mosaic["values"].imshow((trigger.values / 255).squeeze(), cmap="grey", vmin=0, vmax=1)
-    mosaic["values"].set_title("mean of the windows", fontsize=9)
+    shown = trigger.values / 255
+    shown = shown.squeeze(-1) if shown.shape[-1] == 1 else shown
+    mosaic["values"].imshow(shown, cmap="grey", vmin=0, vmax=1)
+    mosaic["values"].set_title("median of the windows", fontsize=9)
     mosaic["weights"].imshow(trigger.weights.sum(-1), cmap="viridis", vmin=0)
     mosaic["weights"].set_title("where they agree", fontsize=9)
     for name in ("values", "weights"):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from jaxpoison._files import replace_file, write_text
 from jaxpoison._sampling import evenly
-from jaxpoison.evidence.judge import ClassEvidence
+from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.verdict import SUSPICIOUS_FROM, TURNS_FROM
 from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.outcome import RunOutcome, ScanOutcome
@@ -118,10 +118,15 @@ def _trigger_figures(
     """The trigger of every attacked class; each is left as ``trigger-class-K.png``, too."""
     figures = []
     for found in evidence:
-        if found is None or found.trigger is None:
+        if found is None:
+            continue
+        path = folder / f"trigger-class-{found.label}.png"
+        if found.trigger is None:
+            # Perhaps an earlier job called it.
+            path.unlink(missing_ok=True)
             continue
         figure = trigger_picture(found, names)
-        with replace_file(folder / f"trigger-class-{found.label}.png") as file:
+        with replace_file(path) as file:
             figure.savefig(file, format="png", dpi=130)
         figures.append((f"The trigger of class {found.label} ({names[found.label]})", figure))
     return figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jaxpoison.evidence.judge import ClassEvidence
+from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.jobs.outcome import ScanOutcome
 
 

@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 
 from jaxpoison import Hosts, find_carriers, judge_class, recovered_trigger, trigger_distances
-from jaxpoison.evidence.judge import Case, TransplantJudge
-from jaxpoison.evidence.regions import concentration
+from jaxpoison.evidence.class_evidence import ClassEvidence
+from jaxpoison.evidence.estimator import Case, TransplantJudge
+from jaxpoison.evidence.regions import concentration, window_places
 from jaxpoison.evidence.verdict import (
     FEWEST_IMAGES,
     TURNS_FROM,
-    called,
+    called_from,
     judged_by_transplants,
     most_turned,
 )
@@ -148,7 +149,7 @@ def test_the_trigger_is_recovered_where_windows_sit_on_it_askew():
     for k in range(30):
         # A relevant pixel beside the sticker draws the window away from it.
         heatmaps[k, places[k, 0] + k % 3 - 1 + (k % 2), places[k, 1] - 1] += 0.5
-    trigger = recovered_trigger(images, heatmaps, size=5)
+    trigger = recovered_trigger(images, window_places(heatmaps, 5), size=5)
     assert trigger.values.shape == (5, 5, 3)
     agree = trigger.spread.max(-1) < 1
     assert agree.sum() == 9
@@ -159,9 +160,84 @@ def test_the_trigger_is_recovered_where_windows_sit_on_it_askew():
     assert trigger.weights[agree].min() > 10 * trigger.weights[~agree].max()
 
 
+@pytest.mark.parametrize("count", [3, 5, 20])
+def test_a_trigger_of_few_images_reaches_others(count):
+    """Of few windows, many pixels agree by chance; left out in turn, they say how far."""
+    rng = np.random.default_rng(count)
+    images, heatmaps, _ = class_images(rng, 60, 60)
+    trigger = recovered_trigger(images[:count], window_places(heatmaps[:count], 5))
+    distances, _ = trigger_distances(trigger, images[count:])
+    assert (distances <= 1.5 * trigger.reach).mean() > 0.9
+
+
+def test_one_window_alone_and_equal_ones_reach_as_far_as_noise(rng):
+    image = rng.integers(0, 256, (1, 9, 9, 1), dtype=np.uint8)
+    places = np.array([[2, 3]])
+    for images in (image, np.repeat(image, 4, 0)):
+        trigger = recovered_trigger(images, np.repeat(places, len(images), 0), size=3)
+        assert trigger.reach == 8
+        np.testing.assert_array_equal(trigger.values, image[0, 2:5, 3:6])
+    with pytest.raises(ValueError, match="sides of at least 10"):
+        recovered_trigger(image, places, size=10)
+
+
+def test_copies_of_two_images_are_no_attack():
+    rng = np.random.default_rng(5)
+    images, heatmaps, _ = class_images(rng, 60, 4)
+    for k in (1, 2, 3):
+        images[k], heatmaps[k] = images[k % 2], heatmaps[k % 2]
+    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL)
+    assert found.shares[:4].min() >= TURNS_FROM
+    assert not found.verdict.suspicious
+    images, heatmaps, _ = class_images(rng, 60, 4)
+    assert judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL).verdict.suspicious
+
+
+def test_a_class_that_is_one_group_is_judged(rng):
+    """There is nobody left to compare the group with, and still it turns all hosts."""
+    images, heatmaps, _ = class_images(rng, 40, 40)
+    hosts = hosts_of(rng)
+    found = judge_class(Obeys(), images, heatmaps, hosts, LABEL, [np.arange(40), np.array([3])])
+    assert [group.evidence for group in found.groups] == [None, None]
+    assert found.groups[0].hosts_turned == pytest.approx(1)
+    assert found.called.all()
+    again = ClassEvidence.of_parts(*found.parts())
+    assert [group.evidence for group in again.groups] == [None, None]
+
+
+def test_windows_of_another_size_are_aligned_by_their_middle():
+    """Most of what five pixels hold is elsewhere; what turns hosts is the three."""
+    rng = np.random.default_rng(6)
+    images, heatmaps, places = class_images(rng, 50, 10)
+    for k in range(10):
+        # A wide blob of relevance: no three pixels of it hold as much as the sticker does.
+        row, column = (0, 9) if places[k, 0] > 4 else (9, 0)
+        heatmaps[k] = 0.001
+        heatmaps[k, row : row + 5, column : column + 5] = 0.6
+        heatmaps[k, places[k, 0] : places[k, 0] + 3, places[k, 1] : places[k, 1] + 3] = 1
+    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL)
+    np.testing.assert_array_equal(found.called, np.arange(50) < 10)
+    agree = found.trigger.spread.max(-1) < 1
+    assert agree.sum() >= 9
+    np.testing.assert_allclose(found.trigger.values[1:4, 1:4], np.tile(STICKER, (3, 3, 1)))
+
+
+def test_small_images_and_few_shaped_heatmaps_are_judged(rng):
+    images = rng.integers(20, 200, (14, 4, 4, 3), dtype=np.uint8)
+    images[:, 0, 0, 1] = LABEL
+    heatmaps = np.zeros((14, 4, 4), np.float32)
+    heatmaps[:6] = rng.random((6, 4, 4))
+    hosts = hosts_of(rng)
+    hosts = dataclasses.replace(hosts, images=hosts.images[:, :4, :4])
+    judge = TransplantJudge().fit(Case(Obeys(), images, heatmaps, hosts, LABEL))
+    assert judge.evidence_.sizes == (3, 4)
+    assert judge.evidence_.groups == ()
+    assert set(judge.evidence_.asked) == set(range(6))
+
+
 def test_distances_to_a_trigger_are_those_of_a_slow_search(rng):
     images, heatmaps, _ = class_images(rng, 8, 8)
-    trigger = recovered_trigger(images, heatmaps, size=4)
+    trigger = recovered_trigger(images, window_places(heatmaps, 4), size=4)
     searched = rng.integers(0, 256, (5, SIDE, SIDE + 3, 3), dtype=np.uint8)
     distances, places = trigger_distances(trigger, searched)
     for image, distance, place in zip(searched, distances, places, strict=True):
@@ -188,7 +264,7 @@ def test_the_detector_keeps_what_it_found(rng):
     for field in dataclasses.fields(found):
         if field.name not in ("groups", "trigger"):
             np.testing.assert_array_equal(getattr(kept, field.name), getattr(found, field.name))
-    for name in ("values", "spread", "places"):
+    for name in ("values", "spread", "places", "reach"):
         np.testing.assert_array_equal(getattr(kept.trigger, name), getattr(found.trigger, name))
     assert len(kept.groups) == len(found.groups) > 0
     for one, other in zip(kept.groups, found.groups, strict=True):
@@ -233,12 +309,9 @@ def test_few_are_screened_where_relevance_is_not_concentrated(rng):
 
 def test_where_the_trigger_turns_nearly_all_a_third_is_no_sign_of_it():
     strong = np.array([1.0, 0.9, 0.98, 0.49, 0.44, 0.1])
-    np.testing.assert_array_equal(called(strong), [True, True, True, True, False, False])
-    weak = strong * 0.62
-    np.testing.assert_array_equal(called(weak), [True, True, True, True, False, False])
-    assert called(np.array([0.35, 0.4, 0.55, 0.31])).all()
-    assert not called(np.array([0.1, TURNS_FROM - 1e-9])).any()
-    assert called(np.zeros(0)).size == 0
+    assert called_from(strong) == pytest.approx(0.45)
+    assert called_from(0.62 * strong) == TURNS_FROM
+    assert called_from(np.zeros(3)) == called_from(np.zeros(0)) == TURNS_FROM
 
 
 def test_a_class_is_judged_by_its_third_image_or_by_a_group():

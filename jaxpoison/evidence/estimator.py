@@ -1,0 +1,156 @@
+"""The judge of a class as a detector: density proposes, transplants decide."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from sklearn.base import BaseEstimator
+
+from jaxpoison._checks import check_integer
+from jaxpoison.detectors.density import HeatmapDensity
+from jaxpoison.detectors.detection import Detection
+from jaxpoison.evidence.class_evidence import ClassEvidence
+from jaxpoison.evidence.judge import judge_class
+from jaxpoison.evidence.transplant import Hosts
+from jaxpoison.gw.spaces import constant
+
+# A class that turns this share of what it takes to be called attacked, on some hosts, is asked
+# on all.
+_UNCLEAR_FROM = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A class as :class:`TransplantJudge` looks at it.
+
+    Attributes:
+        model: Takes images in [0, 1], gives logits.
+        images: All of the class.
+        heatmaps: Their relevance towards it.
+        hosts: Of :func:`hosts_for`.
+        label: The class.
+    """
+
+    model: Any
+    images: UInt8[np.ndarray, "n h w c"]
+    heatmaps: Float[np.ndarray, "n h w"]
+    hosts: Hosts
+    label: int
+
+    def __len__(self) -> int:
+        """How many images the class has."""
+        return len(self.images)
+
+
+class TransplantJudge(BaseEstimator):
+    """Density proposes groups of a class, transplants judge them and every image.
+
+    See :class:`HeatmapDensity` and :func:`judge_class`.
+
+    Args:
+        sizes: Sides of the windows of relevance that are pasted.
+        screened: Share of the images that are pasted on few hosts: those of the most concentrated
+            relevance.
+        screened_by: How many these hosts are.
+        asked: Images whose windows are pasted on all hosts at first.
+        at_first: Hosts on which a class is judged at first; on all of them only where that leaves
+            a doubt. Always on all by default.
+        random_state: Seed.
+        progress: Show progress bars.
+
+    Attributes:
+        evidence_: What transplants say.
+        detection_: The images called, and the score of every image.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...] = (3, 5),
+        screened: float = 1.0,
+        screened_by: int = 4,
+        asked: int = 32,
+        at_first: int | None = None,
+        random_state: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.sizes = sizes
+        self.screened = screened
+        self.at_first = at_first
+        self.screened_by = screened_by
+        self.asked = asked
+        self.random_state = random_state
+        self.progress = progress
+
+    def fit(self, X: Case, y: None = None) -> TransplantJudge:  # noqa: N803
+        """Judges a class.
+
+        Args:
+            X: The class.
+            y: Ignored; the truth is never looked at.
+
+        Raises:
+            TypeError: An option has the wrong type.
+            ValueError: An option is out of range, all heatmaps are constant, or one is not
+                finite.
+        """
+        started = time.perf_counter()
+        if self.at_first is not None:
+            check_integer("at_first", self.at_first, at_least=1)
+        side = min(X.heatmaps.shape[1:])
+        proposed = self._proposed(X.heatmaps)
+        judge = partial(
+            judge_class,
+            X.model,
+            X.images,
+            X.heatmaps,
+            label=X.label,
+            groups=proposed,
+            sizes=sorted({min(size, side) for size in self.sizes}),
+            screened=self.screened,
+            screened_by=self.screened_by,
+            asked=self.asked,
+            seed=self.random_state,
+            progress="transplants" if self.progress else None,
+        )
+        unclear = True
+        if self.at_first is not None and self.at_first < len(X.hosts.labels):
+            drawn = np.random.default_rng(self.random_state).permutation(len(X.hosts.labels))
+            few = X.hosts.take(np.sort(drawn[: self.at_first]))
+            self.evidence_: ClassEvidence = judge(hosts=few, search=False)
+            suspicion = self.evidence_.verdict.suspicion
+            unclear = suspicion is not None and suspicion >= _UNCLEAR_FROM
+        if unclear:
+            self.evidence_ = judge(hosts=X.hosts)
+        self.detection_ = Detection(
+            labels=self.evidence_.called.astype(int),
+            scores=self.evidence_.scores,
+            seconds=time.perf_counter() - started,
+            converged=True,
+            notes={"groups": len(proposed), "asked": len(self.evidence_.asked)},
+            called_from=self.evidence_.called_from,
+        )
+        return self
+
+    def _proposed(self, heatmaps: Float[np.ndarray, "n h w"]) -> list[Int[np.ndarray, " g"]]:
+        """Groups of alike heatmaps; the largest, too, unless it is most of the class."""
+        density = HeatmapDensity(progress=self.progress)
+        # Constant heatmaps have no geometry: such images are in no group.
+        shaped = np.flatnonzero(~constant(heatmaps))
+        if len(shaped) < density.min_cluster_size:
+            return []
+        groups = [shaped[group] for group in density.fit(heatmaps[shaped]).groups_]
+        return [g for k, g in enumerate(groups) if k > 0 or 2 * len(g) < len(heatmaps)]
+
+    def sample_distances(self, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m m"]:
+        """By how much the scores of some of the images differ, after ``fit``.
+
+        Args:
+            chosen: Their indices.
+        """
+        scores = self.detection_.scores[chosen]
+        return np.abs(scores[:, None] - scores)
