@@ -18,11 +18,13 @@ from scipy.stats import permutation_test
 
 from jaxpoison._checks import check_class, check_integer
 from jaxpoison._precision import in_full_precision
+from jaxpoison._progress import Bar
 from jaxpoison.models.inference import PureModel, pure
 from jaxpoison.parallel import map_batches, over_devices
 
-# Pasted images that go through the network at once, on all devices together.
-_PASTED = 512
+# Pasted images that go through the network at once, on all devices together; and pairs of images
+# and hosts that are brought together at once.
+_PASTED, _PAIRS = 256, 4096
 # Permutations where there are too many to try all.
 _PERMUTATIONS = 9_999
 # Most that a host is thought to be turned by clean regions. Where most of a class is poisoned, its
@@ -110,8 +112,7 @@ def transplant_margins(
     """Pastes a region of every image on every host, at its place, and asks the network.
 
     After SentiNet (Chou, Tramèr, Pellegrino 2020, section 4), with a region of relevance as the
-    mask. Each batch is pasted and classified on the devices; the pasted images of a batch are
-    all that is held there beside the hosts.
+    mask. Batches of pairs are pasted and classified on the devices.
 
     Args:
         model: Takes images in [0, 1], gives logits.
@@ -143,28 +144,45 @@ def transplant_margins(
             f"{images.shape}, masks {masks.shape}, hosts {hosts.images.shape}"
         )
     network, state = pure(model)
-    return map_batches(
-        partial(_margins_with_regions, network),
-        (state, hosts.images, np.int32(label)),
-        images,
-        masks,
-        batch_size=max(1, _PASTED // len(hosts.images)),
-        progress=progress,
-    )
+    count = len(hosts.images)
+    parts = []
+    with Bar(progress or "", len(images), unit="images", show=progress is not None) as bar:
+        for first in range(0, len(images), max(1, _PAIRS // count)):
+            own = np.arange(first, min(first + max(1, _PAIRS // count), len(images)))
+            rows, columns = np.repeat(own, count), np.tile(np.arange(count), len(own))
+            # Always whole batches: however many images and hosts there are, a network is compiled
+            # once.
+            missing = -len(rows) % _PASTED
+            rows, columns = (np.pad(each, (0, missing), "edge") for each in (rows, columns))
+            found = map_batches(
+                partial(_margins_with_regions, network),
+                (state, np.int32(label)),
+                images[rows],
+                masks[rows],
+                hosts.images[columns],
+                batch_size=_PASTED,
+            )
+            parts.append(found[: len(own) * count].reshape(len(own), count))
+            bar.advance(len(own))
+    if not parts:
+        raise ValueError("expected at least one image, found none")
+    return np.concatenate(parts)
 
 
 @partial(jax.jit, static_argnums=0)
 @in_full_precision
-def _margins_with_regions(network: PureModel, shared: Any, images: Array, masks: Array) -> Array:
-    def margins(shared: Any, images: Array, masks: Array) -> Array:
-        state, hosts, label = shared
-        pasted = jnp.where(masks[:, None, :, :, None], images[:, None], hosts[None])
-        logits = network(state, pasted.reshape(-1, *hosts.shape[1:]).astype(jnp.float32) / 255)
+def _margins_with_regions(
+    network: PureModel, shared: Any, images: Array, masks: Array, hosts: Array
+) -> Array:
+    def margins(shared: Any, images: Array, masks: Array, hosts: Array) -> Array:
+        state, label = shared
+        pasted = jnp.where(masks[..., None], images, hosts)
+        logits = network(state, pasted.astype(jnp.float32) / 255)
         other = jnp.arange(logits.shape[-1]) != label
         largest = jnp.where(other[None], logits, -jnp.inf).max(-1)
-        return (logits[:, label] - largest).reshape(len(images), len(hosts))
+        return logits[:, label] - largest
 
-    return over_devices(margins)(shared, images, masks)
+    return over_devices(margins)(shared, images, masks, hosts)
 
 
 def host_weights(control: Bool[np.ndarray, "m k"]) -> Float[np.ndarray, " k"]:
