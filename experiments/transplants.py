@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarks.reporting import RESULTS, finished, machine, record, versions
 from experiments.figures import evenly
+from experiments.table import percent
 from jaxpoison import (
     TURNS_FROM,
     Case,
@@ -91,10 +92,6 @@ def turned_picture(evidence: ClassEvidence, truth: np.ndarray) -> Figure:
     axis.set_ylabel("images")
     axis.legend()
     return figure
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def markdown(result: dict[str, Any]) -> str:

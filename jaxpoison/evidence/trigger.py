@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jaxpoison._checks import check_integer
 from jaxpoison._precision import in_full_precision
+from jaxpoison._sampling import evenly
 from jaxpoison.parallel import map_batches, over_devices
 
 # Rounds of aligning windows with their mean.
@@ -120,9 +121,8 @@ def _reach(windows: Float[np.ndarray, "n s s c"]) -> float:
     """
     if len(windows) < 2:
         return _NOISE
-    left_out = np.linspace(0, len(windows) - 1, min(len(windows), _LEFT_OUT)).astype(int)
     differ = []
-    for k in left_out:
+    for k in evenly(len(windows), _LEFT_OUT):
         median, spread = _in_common(np.delete(windows, k, 0))
         differ.append(np.sqrt((_weights(spread) * (windows[k] - median) ** 2).sum()))
     return max(_NOISE, float(np.quantile(differ, _MOST)))
