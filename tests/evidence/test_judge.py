@@ -81,9 +81,13 @@ pytestmark = pytest.mark.mixes_types
 def test_what_is_poisoned_is_called_whether_few_or_most_are(count, poisoned):
     rng = np.random.default_rng(count + poisoned)
     images, heatmaps, _ = class_images(rng, count, poisoned)
-    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, asked=8)
+    hosts = hosts_of(rng)
+    found = judge_class(Obeys(), images, heatmaps, hosts, LABEL, asked=8)
     assert found.verdict.suspicious
     np.testing.assert_array_equal(found.called, np.arange(count) < poisoned)
+    # By their own flips, as many as are called being asked: not only by the trigger's likeness.
+    alone = judge_class(Obeys(), images, heatmaps, hosts, LABEL, asked=8, search=False)
+    np.testing.assert_array_equal(alone.called, found.called)
     if poisoned < count:
         assert found.scores[:poisoned].min() > found.scores[poisoned:].max()
     assert found.turned() == dict.fromkeys(np.delete(np.arange(CLASSES), LABEL), 1.0)
