@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from sklearn.base import BaseEstimator
 
-from jaxpoison._checks import check_integer
 from jaxpoison.detectors.density import HeatmapDensity
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.judge import judge_class
 from jaxpoison.evidence.transplant import Hosts
 from jaxpoison.gw.spaces import constant
-
-# A class that turns this share of what it takes to be called attacked, on some hosts, is asked
-# on all.
-_UNCLEAR_FROM = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +53,7 @@ class TransplantJudge(BaseEstimator):
         screened_by: How many these hosts are.
         asked: Images whose windows are pasted on all hosts at first.
         at_first: Hosts on which a class is judged at first; on all of them only where that leaves
-            a doubt. Always on all by default.
+            a doubt. On all by default.
         random_state: Seed.
         progress: Show progress bars.
 
@@ -80,9 +74,9 @@ class TransplantJudge(BaseEstimator):
     ) -> None:
         self.sizes = sizes
         self.screened = screened
-        self.at_first = at_first
         self.screened_by = screened_by
         self.asked = asked
+        self.at_first = at_first
         self.random_state = random_state
         self.progress = progress
 
@@ -99,33 +93,23 @@ class TransplantJudge(BaseEstimator):
                 finite.
         """
         started = time.perf_counter()
-        if self.at_first is not None:
-            check_integer("at_first", self.at_first, at_least=1)
         side = min(X.heatmaps.shape[1:])
         proposed = self._proposed(X.heatmaps)
-        judge = partial(
-            judge_class,
+        self.evidence_: ClassEvidence = judge_class(
             X.model,
             X.images,
             X.heatmaps,
-            label=X.label,
-            groups=proposed,
+            X.hosts,
+            X.label,
+            proposed,
             sizes=sorted({min(size, side) for size in self.sizes}),
             screened=self.screened,
             screened_by=self.screened_by,
             asked=self.asked,
+            at_first=self.at_first,
             seed=self.random_state,
             progress="transplants" if self.progress else None,
         )
-        unclear = True
-        if self.at_first is not None and self.at_first < len(X.hosts.labels):
-            drawn = np.random.default_rng(self.random_state).permutation(len(X.hosts.labels))
-            few = X.hosts.take(np.sort(drawn[: self.at_first]))
-            self.evidence_: ClassEvidence = judge(hosts=few, search=False)
-            suspicion = self.evidence_.verdict.suspicion
-            unclear = suspicion is not None and suspicion >= _UNCLEAR_FROM
-        if unclear:
-            self.evidence_ = judge(hosts=X.hosts)
         self.detection_ = Detection(
             labels=self.evidence_.called.astype(int),
             scores=self.evidence_.scores,

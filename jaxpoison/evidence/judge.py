@@ -2,7 +2,7 @@
 
 Regions of all images on all hosts would cost hours. So the images whose relevance is concentrated
 most are pasted on few hosts, and those whose regions move these towards the class most, and some
-of every proposed group, on all.
+of every proposed group, on more of them, or on all. What was asked once is not asked again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from jaxpoison.evidence.regions import concentration, window_places, windows_at
 from jaxpoison.evidence.transplant import (
     Hosts,
     host_weights,
+    margins_of_pairs,
     transplant_evidence,
     transplant_margins,
 )
 from jaxpoison.evidence.trigger import recovered_trigger, trigger_distances
-from jaxpoison.evidence.verdict import turns
+from jaxpoison.evidence.verdict import UNCLEAR_FROM, turns
 from jaxpoison.gw.spaces import constant
 
 # Members of a group that are asked, and class-mates, evenly over all, that are the control.
@@ -52,6 +53,7 @@ def judge_class(
     screened: float = 1.0,
     screened_by: int = 4,
     asked: int = 32,
+    at_first: int | None = None,
     search: bool = True,
     seed: int = 0,
     progress: str | None = None,
@@ -60,9 +62,10 @@ def judge_class(
 
     Images are screened, those first whose relevance a small window holds most of
     (:func:`concentration`): their windows of most relevance are pasted on few hosts. Those that
-    move these most, members of the proposed groups and some class-mates as a control are then
-    pasted on all hosts; and as long as many of those asked last are called, as many again. From
-    the images called the trigger is recovered, and searched for in the others.
+    move these most, members of the proposed groups and, where any of these flips a host, some
+    class-mates as a control are then pasted on all hosts; and as long as many of those asked last
+    are called, as many again. From the images called the trigger is recovered, and searched for
+    in the others.
 
     Args:
         model: Takes images in [0, 1], gives logits.
@@ -75,6 +78,8 @@ def judge_class(
         screened: Share of the images that are screened, but 64 at the least.
         screened_by: Hosts for the screening.
         asked: Images asked first, by the screening.
+        at_first: Hosts on which the class is judged at first; on all of them only where that
+            leaves a doubt. Always on all by default.
         search: Recover the trigger, if images are called, and search the others for it.
         seed: Of the choice of hosts for the screening, and of permutations.
         progress: Title of progress bars; none are shown without it.
@@ -93,21 +98,11 @@ def judge_class(
     check_fraction("screened", screened, below_one=False)
     check_integer("screened_by", screened_by, at_least=1)
     check_integer("asked", asked, at_least=1)
-    shape = images.shape[1:3]
-    places = [window_places(heatmaps, size) for size in sizes]
+    if at_first is not None:
+        check_integer("at_first", at_first, at_least=1)
     rng = np.random.default_rng(seed)
-    few = hosts.take(rng.permutation(len(hosts.labels))[:screened_by])
-
-    def margins(rows: np.ndarray, hosts: Hosts, doing: str) -> Float[np.ndarray, "r m k"]:
-        title = None if progress is None else f"{progress}, {doing}"
-        masks = [windows_at(of[rows], size, shape) for of, size in zip(places, sizes, strict=True)]
-        return np.stack(
-            [
-                transplant_margins(model, images[rows], of, hosts, label, progress=title)
-                for of in masks
-            ]
-        )
-
+    drawn = rng.permutation(len(hosts.labels))
+    windows = _Windows(model, images, heatmaps, sizes, hosts, label, progress)
     # A constant heatmap has no region: such an image is not asked.
     shaped = ~constant(heatmaps)
     if not shaped.any():
@@ -115,17 +110,121 @@ def judge_class(
     dense = concentration(heatmaps, min(sizes))
     by_concentration = np.argsort(-np.where(shaped, dense, -1), kind="stable")[: shaped.sum()]
     first = by_concentration[: max(_SCREENED, round(screened * len(images)))]
-    gains = _screening(margins(first, few, "few hosts") - few.margins)
+    few = drawn[:screened_by]
+    gains = _screening(windows.margins(first, few, "few hosts") - hosts.margins[few])
     # Others come after them. No share is above 1.
     screening = gains.min() - 2 + dense
     screening[first] = gains
     order = np.argsort(-screening, kind="stable")
     order = order[shaped[order]]
-    n = len(order)
-    control = np.flatnonzero(shaped)[evenly(n, _CONTROL)]
+
+    found = _said_on(windows, drawn[:at_first], screening, order, groups, asked, seed)
+    if at_first is not None and found.hosts_turned >= UNCLEAR_FROM:
+        # What turned hardly any of the first hosts is not asked on the others.
+        doubtful = found.asked[found.shares >= UNCLEAR_FROM]
+        order = np.concatenate([doubtful, order[~np.isin(order, doubtful)]])
+        clear = [group for group in found.groups if group.hosts_turned < UNCLEAR_FROM]
+        open_ = [group.members for group in found.groups if group.hosts_turned >= UNCLEAR_FROM]
+        found = _said_on(windows, drawn, screening, order, open_, max(1, len(doubtful)), seed)
+        every = sorted((*found.groups, *clear), key=lambda group: -len(group.members))
+        found = dataclasses.replace(found, groups=tuple(every))
+    those = np.flatnonzero(found.called)
+    if not search or not len(those):
+        return found
+    # Of every image the size by which it turns most, the middle of its window kept.
+    by_size = np.stack([of @ w for of, w in zip(found.flips, found.weights, strict=True)])
+    best = np.full(len(images), int(by_size[:, np.isin(found.asked, those)].mean(1).argmax()))
+    best[found.asked] = by_size.argmax(0)
+    size = max(sizes)
+    start = np.stack(
+        [of - (size - side) // 2 for of, side in zip(windows.places, sizes, strict=True)]
+    )
+    trigger = recovered_trigger(images[those], start[best[those], those], size=size)
+    found = dataclasses.replace(found, trigger=trigger)
+    others = np.setdiff1d(np.arange(len(images)), those)
+    carriers, carried = find_carriers(model, images[others], found, hosts, progress=progress)
+    return dataclasses.replace(found, carriers=others[carriers], carried=carried)
+
+
+class _Windows:
+    """Windows of a class's images pasted on hosts; a pair that was asked once is not asked again.
+
+    Attributes:
+        places: Of the windows of most relevance, for every size.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        images: UInt8[np.ndarray, "n h w c"],
+        heatmaps: Float[np.ndarray, "n h w"],
+        sizes: Sequence[int],
+        hosts: Hosts,
+        label: int,
+        progress: str | None,
+    ) -> None:
+        self.images, self.sizes, self.hosts, self.label = images, tuple(sizes), hosts, label
+        self.places = [window_places(heatmaps, size) for size in sizes]
+        self._model, self._progress = model, progress
+        self._margins = np.full((len(sizes), len(images), len(hosts.labels)), np.nan, np.float32)
+
+    def margins(
+        self, rows: Int[np.ndarray, " m"], columns: Int[np.ndarray, " k"], doing: str
+    ) -> Float[np.ndarray, "r m k"]:
+        """Of :func:`transplant_margins`, for every size, some images and some hosts."""
+        among = np.ix_(np.arange(len(self.sizes)), rows, columns)
+        size, row, column = np.nonzero(np.isnan(self._margins[among]))
+        if len(size):
+            shape = self.images.shape[1:3]
+            masks = [
+                windows_at(of[rows], side, shape)
+                for of, side in zip(self.places, self.sizes, strict=True)
+            ]
+            # Every size of an image is one to be pasted: all sizes go together.
+            self._margins[size, rows[row], columns[column]] = margins_of_pairs(
+                self._model,
+                np.tile(self.images[rows], (len(masks), 1, 1, 1)),
+                np.concatenate(masks),
+                self.hosts,
+                self.label,
+                np.stack([size * len(rows) + row, columns[column]], -1),
+                progress=None if self._progress is None else f"{self._progress}, {doing}",
+            )
+        return self._margins[among]
+
+
+def _said_on(
+    windows: _Windows,
+    columns: Int[np.ndarray, " k"],
+    screening: Float[np.ndarray, " n"],
+    order: Int[np.ndarray, " m"],
+    groups: Sequence[Int[np.ndarray, " g"]],
+    asked: int,
+    seed: int,
+) -> ClassEvidence:
+    """What transplants on some hosts say of a class.
+
+    Args:
+        windows: Asks the network.
+        columns: Indices of the hosts.
+        screening: Of all images.
+        order: Those that have a region, those first that are to be asked first.
+        groups: That are proposed.
+        asked: Images asked first, by the order.
+        seed: Of permutations.
+    """
+    n, images, columns = len(order), windows.images, np.sort(columns)
+
+    def flips_of(rows: Int[np.ndarray, " a"]) -> Bool[np.ndarray, "r a k"]:
+        return windows.margins(rows, columns, f"{len(columns)} hosts") > 0
+
     of_groups = [group[evenly(len(group), _OF_GROUP)] for group in groups]
-    rows = np.unique(np.concatenate([order[:asked], control, *of_groups]))
-    flips = margins(rows, hosts, "all hosts") > 0
+    rows = control = np.unique(np.concatenate([order[:asked], *of_groups]))
+    flips = flips_of(rows)
+    if flips.any():
+        control = np.sort(order)[evenly(n, _CONTROL)]
+        rows = np.union1d(rows, control)
+        flips = flips_of(rows)
     weights = [host_weights(of[np.isin(rows, control)]) for of in flips]
     done = min(asked, n)
     while done < n:
@@ -134,12 +233,8 @@ def judge_class(
         if turns(shares).mean() < _GO_ON_FROM:
             break
         done = min(2 * done, n)
-        new = np.setdiff1d(order[:done], rows)
-        if not len(new):
-            continue
-        flips = np.concatenate([flips, margins(new, hosts, "all hosts") > 0], axis=1)
-        rows = np.concatenate([rows, new])
-        flips, rows = flips[:, np.argsort(rows)], np.sort(rows)
+        rows = np.union1d(rows, order[:done])
+        flips = flips_of(rows)
     judged = []
     for members, some in zip(groups, of_groups, strict=True):
         mates = np.setdiff1d(control, members)
@@ -151,7 +246,7 @@ def judge_class(
             evidence = transplant_evidence(
                 flips[:, np.isin(rows, among)],
                 np.searchsorted(among, some),
-                hosts.labels,
+                windows.hosts.labels[columns],
                 tried=len(groups),
                 seed=seed,
             )
@@ -161,10 +256,10 @@ def judge_class(
     flat = images[rows].reshape(len(rows), -1)
     distinct = np.zeros(len(rows), bool)
     distinct[np.unique(flat, axis=0, return_index=True)[1]] = True
-    found = ClassEvidence(
-        label,
-        tuple(sizes),
-        hosts.labels,
+    return ClassEvidence(
+        windows.label,
+        windows.sizes,
+        windows.hosts.labels[columns],
         screening,
         rows,
         flips,
@@ -173,20 +268,6 @@ def judge_class(
         np.stack(weights),
         tuple(judged),
     )
-    those = np.flatnonzero(found.called)
-    if not search or not len(those):
-        return found
-    # Of every image the size by which it turns most, the middle of its window kept.
-    by_size = np.stack([of @ w for of, w in zip(flips, weights, strict=True)])
-    best = np.full(len(images), int(by_size[:, np.isin(rows, those)].mean(1).argmax()))
-    best[rows] = by_size.argmax(0)
-    size = max(sizes)
-    start = np.stack([of - (size - side) // 2 for of, side in zip(places, sizes, strict=True)])
-    trigger = recovered_trigger(images[those], start[best[those], those], size=size)
-    found = dataclasses.replace(found, trigger=trigger)
-    others = np.setdiff1d(np.arange(len(images)), those)
-    carriers, carried = find_carriers(model, images[others], found, hosts, progress=progress)
-    return dataclasses.replace(found, carriers=others[carriers], carried=carried)
 
 
 def find_carriers(

@@ -143,17 +143,32 @@ def transplant_margins(
             "expected one mask per image and hosts of the same size, found images "
             f"{images.shape}, masks {masks.shape}, hosts {hosts.images.shape}"
         )
-    network, state = pure(model)
+    if not len(images):
+        raise ValueError("expected at least one image, found none")
     count = len(hosts.images)
-    parts = []
-    with Bar(progress or "", len(images), unit="images", show=progress is not None) as bar:
-        for first in range(0, len(images), max(1, _PAIRS // count)):
-            own = np.arange(first, min(first + max(1, _PAIRS // count), len(images)))
-            rows, columns = np.repeat(own, count), np.tile(np.arange(count), len(own))
-            # Always whole batches: however many images and hosts there are, a network is compiled
-            # once.
-            missing = -len(rows) % _PASTED
-            rows, columns = (np.pad(each, (0, missing), "edge") for each in (rows, columns))
+    pairs = np.stack(np.divmod(np.arange(len(images) * count), count), -1)
+    found = margins_of_pairs(model, images, masks, hosts, label, pairs, progress=progress)
+    return found.reshape(len(images), count)
+
+
+def margins_of_pairs(
+    model: Any,
+    images: UInt8[np.ndarray, "n h w c"],
+    masks: Bool[np.ndarray, "n h w"],
+    hosts: Hosts,
+    label: int,
+    pairs: Int[np.ndarray, "m 2"],
+    *,
+    progress: str | None = None,
+) -> Float[np.ndarray, " m"]:
+    """As :func:`transplant_margins`, for some pairs of an image and a host alone."""
+    network, state = pure(model)
+    parts = [np.zeros(0, np.float32)]
+    with Bar(progress or "", len(pairs), unit="pairs", show=progress is not None) as bar:
+        for first in range(0, len(pairs), _PAIRS):
+            some = pairs[first : first + _PAIRS]
+            # Always whole batches: however many pairs there are, a network is compiled once.
+            rows, columns = np.pad(some, ((0, -len(some) % _PASTED), (0, 0)), "edge").T
             found = map_batches(
                 partial(_margins_with_regions, network),
                 (state, np.int32(label)),
@@ -162,10 +177,8 @@ def transplant_margins(
                 hosts.images[columns],
                 batch_size=_PASTED,
             )
-            parts.append(found[: len(own) * count].reshape(len(own), count))
-            bar.advance(len(own))
-    if not parts:
-        raise ValueError("expected at least one image, found none")
+            parts.append(found[: len(some)])
+            bar.advance(len(some))
     return np.concatenate(parts)
 
 

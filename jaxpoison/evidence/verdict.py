@@ -70,6 +70,8 @@ def passed_on(apart: Separation) -> bool:
 # Share of hosts that the region of an image turns into its class, or those of a group's members on
 # average, from which on it is called poisoned; and the fewest such images that make an attack.
 TURNS_FROM = 0.3
+# Where a class turns so many of a few hosts, it is asked on all of them.
+UNCLEAR_FROM = TURNS_FROM / 4
 FEWEST_IMAGES = 3
 _OF_MEDIAN = 0.5
 

@@ -172,7 +172,7 @@ class _Known:
 
     def missing(self, pairs: Int[np.ndarray, "m 2"]) -> Int[np.ndarray, "m 2"]:
         """Pairs that are not measured yet, each once, the smaller index first."""
-        keys = np.unique(self._keys_of(pairs[pairs[:, 0] != pairs[:, 1]]))
+        keys = _distinct(self._keys_of(pairs[pairs[:, 0] != pairs[:, 1]]))
         keys = np.setdiff1d(keys, self._keys, assume_unique=True)
         return np.stack(np.divmod(keys, self._n), -1)
 
@@ -181,7 +181,7 @@ class _Known:
 
     def add(self, pairs: Int[np.ndarray, "m 2"], distances: Float[np.ndarray, " m"]) -> None:
         keys, first = np.unique(self._keys_of(pairs), return_index=True)
-        self._keys = np.union1d(self._keys, keys)
+        self._keys = _distinct(np.concatenate([self._keys, keys]))
         self._rows = [
             np.concatenate([self._rows[0], pairs[first]]),
             np.concatenate([self._rows[1], distances[first]]),
@@ -238,10 +238,16 @@ def _neighbours_of_neighbours(index: Int[np.ndarray, "n f"]) -> Int[np.ndarray, 
     around = np.concatenate([index, np.where(there, having, np.arange(n)[:, None])], 1)
     found = []
     for first in range(0, n, _ROWS):
-        some = around[first : first + _ROWS]
-        of_own = index[some].reshape(len(some), -1)
-        own = np.arange(first, first + len(some))
-        pairs = np.stack([np.repeat(own, of_own.shape[1]), of_own.ravel()], -1)
-        keys = pairs.min(1).astype(np.int64) * n + pairs.max(1)
-        found.append(np.unique(keys))
-    return np.stack(np.divmod(np.unique(np.concatenate(found)), n), -1)
+        own = np.arange(first, min(first + _ROWS, n))
+        near = np.zeros((len(own), n), bool)
+        near[np.arange(len(own))[:, None], index[around[own]].reshape(len(own), -1)] = True
+        rows, others = np.nonzero(near)
+        rows = own[rows]
+        found.append(np.minimum(rows, others) * n + np.maximum(rows, others))
+    return np.stack(np.divmod(_distinct(np.concatenate(found)), n), -1)
+
+
+def _distinct(keys: Int[np.ndarray, " m"]) -> Int[np.ndarray, " l"]:
+    """The different ones, ascending; ``np.unique`` hashes integers, which takes far longer."""
+    keys = np.sort(keys)
+    return keys[np.diff(keys, prepend=-1) > 0]

@@ -118,12 +118,7 @@ def test_many_heatmaps_are_grouped_by_their_neighbours(family, fitted, monkeypat
     """Groups are those of all pairs, and scores order as before."""
     maps, spotted = family
     module = importlib.import_module("jaxpoison.detectors.density")
-    neighbours = importlib.import_module("jaxpoison.gw.neighbours")
-    monkeypatch.setattr(module, "ALL_PAIRS", 50)
-    once = neighbours.nearest_neighbours
-    monkeypatch.setattr(
-        module, "nearest_neighbours", lambda *args, **options: once(*args, all_pairs=50, **options)
-    )
+    monkeypatch.setattr(module, "_ALL_PAIRS", 50)
     found = HeatmapDensity().fit(maps)
     assert any(np.array_equal(group, np.flatnonzero(spotted)) for group in found.groups_[1:])
     assert not spotted[found.groups_[0]].any()

@@ -1,6 +1,7 @@
 """A class judged: few hosts for all images, all hosts for some, and the trigger from these."""
 
 import dataclasses
+import importlib
 import itertools
 
 import jax.numpy as jnp
@@ -292,8 +293,45 @@ def test_clear_classes_are_asked_on_few_hosts_and_others_on_all(rng):
     attacked = TransplantJudge(asked=8, at_first=4).fit(case)
     assert len(attacked.evidence_.classes) == CLASSES - 1
     np.testing.assert_array_equal(attacked.detection_.suspects, np.arange(90) < 7)
+    # Groups are all recorded, those that were clear at first too.
+    everywhere = TransplantJudge(asked=8).fit(case)
+    for found in (attacked, everywhere):
+        assert found.evidence_.hosts_turned > 0.9
+    members = [[tuple(g.members) for g in each.evidence_.groups] for each in (attacked, everywhere)]
+    assert sorted(members[0]) == sorted(members[1])
     with pytest.raises(ValueError, match="at_first must be at least 1"):
         TransplantJudge(at_first=0).fit(case)
+
+
+def test_no_pair_is_asked_twice(rng, monkeypatch):
+    """Screening, the first hosts and all hosts ask the network about different pairs."""
+    judge = importlib.import_module("jaxpoison.evidence.judge")
+    once, seen = judge.margins_of_pairs, []
+
+    def counted(model, images, masks, hosts, label, pairs, **options):
+        for row, column in pairs:
+            seen.append((images[row].tobytes(), masks[row].sum(), column))
+        return once(model, images, masks, hosts, label, pairs, **options)
+
+    monkeypatch.setattr(judge, "margins_of_pairs", counted)
+    images, heatmaps, _ = class_images(rng, 90, 7)
+    hosts = hosts_of(rng)
+    found = judge_class(Obeys(), images, heatmaps, hosts, LABEL, asked=8, at_first=4, search=False)
+    assert len(seen) == len(set(seen))
+    # All pairs of those asked last, and of the screening; and some of those asked on few hosts.
+    sizes, hosts_count = len(found.sizes), len(hosts.labels)
+    at_least = sizes * (len(found.asked) * hosts_count + (90 - len(found.asked)) * 4)
+    assert at_least <= len(seen) <= sizes * 90 * hosts_count
+    # What was said is what all pairs say.
+    whole = judge_class(Obeys(), images, heatmaps, hosts, LABEL, asked=90, search=False)
+    np.testing.assert_array_equal(found.flips, whole.flips[:, np.isin(whole.asked, found.asked)])
+    seen.clear()
+    images, heatmaps, _ = class_images(rng, 90, 0)
+    unlike = hosts.take(np.flatnonzero(hosts.labels != 3))
+    clean = judge_class(Obeys(), images, heatmaps, unlike, LABEL, asked=8, at_first=4)
+    assert not clean.flips.any()
+    # No control is asked where nothing flips.
+    assert len(clean.asked) == 8
 
 
 def test_few_are_screened_where_relevance_is_not_concentrated(rng):
