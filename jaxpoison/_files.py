@@ -30,9 +30,9 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text as UTF-8."""
+    """Writes text as UTF-8; bytes of file names that are none are written as they are."""
     with replace_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-console = Console(stderr=True)
+# Names of classes and folders are no markup.
+console = Console(stderr=True, markup=False, emoji=False)
 
 
 class _Speed(ProgressColumn):
@@ -31,7 +32,7 @@ class _Speed(ProgressColumn):
 
 
 def _text(template: str) -> TextColumn:
-    return TextColumn(template, table_column=Column(no_wrap=True))
+    return TextColumn(template, markup=False, table_column=Column(no_wrap=True))
 
 
 class Bar:
@@ -84,4 +85,4 @@ class Bar:
     def line(self, text: str) -> None:
         """Prints a line above the bar."""
         if not self._progress.disable:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(text, highlight=False, soft_wrap=True)

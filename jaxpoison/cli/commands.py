@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import sys
 import time
@@ -11,6 +12,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from jaxpoison._names import shown
 
 if TYPE_CHECKING:
     from jaxpoison.jobs.config import RunConfig
@@ -89,13 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             use_one_device_per_core()
             # Of a warning a user needs what it says, not the line of code that says it.
-            warnings.formatwarning = lambda message, *_, **__: f"jaxpoison: {message}\n"
+            warnings.formatwarning = lambda message, *_, **__: f"jaxpoison: {shown(str(message))}\n"
+            # Whatever a name holds, and whatever the terminal shows: no result is lost by it.
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")
         given.command(given)
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
     except (ValueError, TypeError, OSError) as error:
-        print(f"jaxpoison: {error}", file=sys.stderr)  # noqa: T201
+        print(f"jaxpoison: {shown(str(error))}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 

@@ -1,48 +1,31 @@
 """Any folder of images, or a zip of one, read without unpacking.
 
-Two layouts are understood: ``split/class/file``, where the splits are named
-train(ing), val(idation) and test(ing) in any case, and ``class/file``, which
-is split here, class by class. One leading folder that holds everything is
-ignored, and so are the files that macOS and Windows put beside others.
+Three layouts are understood: ``split/class/file``, where the splits are named
+train(ing), val(idation) and test(ing) in any case; ``class/file``, which
+is split here, class by class; and GTSRB's as Kaggle has it, where ``Test.csv`` beside
+``Test/file`` names the classes. Leading folders that hold everything are ignored, and so are
+hidden files and those that macOS and Windows put beside others.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import warnings
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from jaxpoison._code import hash_of_code
 from jaxpoison._progress import Bar, console
-from jaxpoison.datasets.archive import is_system_file, open_archive, read_member
 from jaxpoison.datasets.cache import cached_arrays
 from jaxpoison.datasets.dataset import Dataset, Splits
+from jaxpoison.datasets.decoding import decode_image, image_suffixes
+from jaxpoison.datasets.labels import by_suffix, natural_key, placed
+from jaxpoison.datasets.tree import Tree, open_tree
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"})
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-
-
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorting key that orders ``2.png`` before ``10.png``."""
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)
-    ]
+# Faulty images that a message names.
+_NAMED = 10
 
 
 def load_folder(
@@ -76,76 +59,32 @@ def load_folder(
             empty, or the number of classes is wrong; the message names it.
     """
     root = Path(path)
-    if not root.exists():
-        raise FileNotFoundError(f"no image folder or zip at {root}")
-    if root.is_dir():
-        names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
-        listing = [(n, (root / n).stat().st_size, (root / n).stat().st_mtime_ns) for n in names]
-        folders = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_dir()]
-        splits = _arrange(
-            root, listing, folders, lambda n: (root / n).read_bytes(), image_size, progress
-        )
-    elif zipfile.is_zipfile(root):
-        with open_archive(root) as archive:
-            entries = archive.infolist()
-            listing = [(i.filename, i.file_size, i.CRC) for i in entries if not i.is_dir()]
-            folders = [i.filename.rstrip("/") for i in entries if i.is_dir()]
-            splits = _arrange(
-                root, listing, folders, lambda n: read_member(archive, n), image_size, progress
-            )
-    else:
-        raise ValueError(f"{root} is neither a folder nor a zip file")
+    with open_tree(root) as tree:
+        splits = _arrange(tree, image_size, progress)
     class_names = splits[next(iter(splits))].class_names
     if num_classes is not None and len(class_names) != num_classes:
         raise ValueError(f"expected {num_classes} classes in {root}, found {len(class_names)}")
     return _complete(root, splits, validation_share, test_share, seed)
 
 
-def _arrange(
-    root: Path,
-    listing: list[tuple[str, int, int]],
-    folders: list[str],
-    read: Callable[[str], bytes],
-    image_size: int | None,
-    progress: bool,
-) -> dict[str, Dataset]:
+def _arrange(tree: Tree, image_size: int | None, progress: bool) -> dict[str, Dataset]:
     """Sorts files into splits and classes, decodes them, or takes them from the cache."""
-    found = len(listing)
-    listing = [entry for entry in listing if not is_system_file(entry[0])]
-    folders = [name for name in folders if not is_system_file(name)]
-    if progress and len(listing) < found:
-        console.print(f"{found - len(listing)} files of the operating system skipped in {root}")
-    images = [n for n, _, _ in listing if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES]
+    suffixes = image_suffixes()
+    images = [n for n in tree.files if PurePosixPath(n).suffix.lower() in suffixes]
+    others = [n for n in tree.files if PurePosixPath(n).suffix.lower() not in suffixes]
     if not images:
         raise ValueError(
-            f"no images in {root}: expected split/class/file or class/file with "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}, found {len(listing)} other files"
+            f"no images in {tree.root}: expected split/class/file or class/file in a format that "
+            f"Pillow reads, found {by_suffix(others) or 'no file'}"
         )
-    parts = {n: PurePosixPath(n).parts for n in images}
-    shared = min(len(p) for p in parts.values())
-    while shared > 2 and len({p[0] for p in parts.values()}) == 1:
-        if next(iter(parts.values()))[0].lower() in SPLIT_NAMES:
-            break
-        parts = {n: p[1:] for n, p in parts.items()}
-        shared -= 1
-    by_split: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for name, p in parts.items():
-        if len(p) == 3 and p[0].lower() in SPLIT_NAMES:
-            by_split[SPLIT_NAMES[p[0].lower()]][p[1]].append(name)
-        elif len(p) == 2:
-            by_split["all"][p[0]].append(name)
-        else:
-            raise ValueError(
-                f"{name} in {root} is neither split/class/file (splits: "
-                f"{', '.join(sorted(SPLIT_NAMES))}) nor class/file"
-            )
-    if "all" in by_split and len(by_split) > 1:
-        raise ValueError(f"{root} mixes the layouts split/class/file and class/file")
+    by_split = placed(tree, images)
     if "all" not in by_split and "train" not in by_split:
-        raise ValueError(f"{root} has the splits {', '.join(by_split)} but none for training")
+        raise ValueError(f"{tree.root} has the splits {', '.join(by_split)} but none for training")
     class_names = sorted({c for classes in by_split.values() for c in classes}, key=natural_key)
-    _refuse_empty_classes(root, by_split, class_names, folders)
-
+    for name in class_names:
+        if "train" in by_split and name not in by_split["train"]:
+            raise ValueError(f"class {name!r} in {tree.root} has no training images")
+    _say_what_is_left_out(tree, others, progress)
     order = {
         split: [
             (n, k)
@@ -154,9 +93,10 @@ def _arrange(
         ]
         for split, classes in by_split.items()
     }
+    listing = sorted((name, *marks) for name, marks in tree.files.items())
     pixels = cached_arrays(
-        (str(root.resolve()), image_size, sorted(listing), hash_of_code(load_folder)),
-        lambda: _decode(root, order, read, image_size, progress),
+        (str(tree.root.resolve()), image_size, listing, hash_of_code(load_folder)),
+        lambda: _decode(tree, order, image_size, progress),
     )
     return {
         split: Dataset(
@@ -169,74 +109,66 @@ def _arrange(
     }
 
 
-def _refuse_empty_classes(
-    root: Path,
-    by_split: dict[str, dict[str, list[str]]],
-    class_names: list[str],
-    folders: list[str],
-) -> None:
-    for folder in folders:
-        path = PurePosixPath(folder)
-        inside_split = path.parent.name.lower() in SPLIT_NAMES
-        on_top = "all" in by_split and len(path.parts) == 1 and path.name.lower() not in SPLIT_NAMES
-        holds_folders = any(other.startswith(folder + "/") for other in folders)
-        if (inside_split or on_top) and not holds_folders and path.name not in class_names:
-            raise ValueError(f"class {folder!r} in {root} is empty")
-    for name in class_names:
-        if "train" in by_split and name not in by_split["train"]:
-            raise ValueError(f"class {name!r} in {root} has no training images")
+def _say_what_is_left_out(tree: Tree, others: list[str], progress: bool) -> None:
+    """In a search for poison, an image that was not read is one that was not searched."""
+    tables = [name for name in others if PurePosixPath(name).suffix.lower() == ".csv"]
+    unread = sorted(set(others) - set(tables))
+    if unread:
+        warnings.warn(
+            f"{len(unread)} files of {tree.root} are not read as images: {by_suffix(unread)}",
+            stacklevel=4,
+        )
+    for reason, count in sorted(tree.skipped.items()):
+        if count and progress:
+            console.print(f"{count} {reason} skipped in {tree.root}", soft_wrap=True)
 
 
 def _decode(
-    root: Path,
+    tree: Tree,
     order: dict[str, list[tuple[str, int]]],
-    read: Callable[[str], bytes],
     image_size: int | None,
     progress: bool,
 ) -> dict[str, np.ndarray]:
     total = sum(map(len, order.values()))
     size, first = "", ""
-    pixels = {}
+    pixels, faults = {}, {}
     with Bar("decoding images", total, unit="images", show=progress) as bar:
         for split, files in order.items():
             rows = []
             for name, _ in files:
-                image = decode_image(read(name), f"{name} in {root}", image_size)
+                bar.advance(1)
+                try:
+                    image = decode_image(tree.read(name), f"{name} in {tree.root}", image_size)
+                except ValueError as error:
+                    # All are named at once.
+                    faults[name] = error
+                    continue
                 found = f"{image.shape[1]}x{image.shape[0]}"
                 if not size:
                     size, first = found, name
-                elif found != size:
+                elif found != size and not faults:
                     raise ValueError(
-                        f"all images in {root} must have one size: {first} is {size}, "
-                        f"{name} is {found}; "
-                        "give an image size to resize them"
+                        f"all images in {tree.root} must have one size: {first} is {size}, "
+                        f"{name} is {found}; give an image size to resize them"
                     )
                 rows.append(image)
-                bar.advance(1)
-            pixels[split] = np.stack(rows)
+            if not faults:
+                pixels[split] = np.stack(rows)
+    if faults:
+        raise ValueError(_said_of(faults, total, tree.root))
     return pixels
 
 
-def decode_image(data: bytes, name: str, image_size: int | None = None) -> np.ndarray:
-    """Decodes one encoded image to ``uint8`` RGB ``[h, w, 3]``.
-
-    Raises:
-        ValueError: ``data`` is not an image that can be read; the message names it.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as file:
-                image = file.convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name} is too large to be decoded ({error}): make it smaller") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        # Pillow names the bytes it was given, not the file.
-        why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"{name} cannot be read as an image: {why}") from error
-    if image_size is not None and image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8)
+def _said_of(faults: dict[str, ValueError], total: int, root: Path) -> str:
+    """All faulty images in one line: the first by name, those of one fault together."""
+    if len(faults) == 1:
+        return str(next(iter(faults.values())))
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, fault in list(faults.items())[:_NAMED]:
+        names[str(fault).removeprefix(name).replace(f" in {root}", "").strip()].append(name)
+    said = "; ".join(f"{', '.join(some)}: {why}" for why, some in names.items())
+    more = "" if len(faults) <= _NAMED else f"; and {len(faults) - _NAMED} more"
+    return f"{len(faults)} of {total} images in {root} cannot be used: {said}{more}"
 
 
 def _complete(

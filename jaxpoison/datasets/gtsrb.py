@@ -25,7 +25,7 @@ from jaxpoison._progress import Bar
 from jaxpoison.datasets.archive import is_system_file, open_archive, read_member
 from jaxpoison.datasets.cache import cache_directory, cached_arrays
 from jaxpoison.datasets.dataset import Dataset, Splits
-from jaxpoison.datasets.folder import decode_image
+from jaxpoison.datasets.decoding import decode_image
 
 _URL = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 # Only MD5 sums are published.

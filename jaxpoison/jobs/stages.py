@@ -63,9 +63,20 @@ class WorkDirectory:
 
     Args:
         path: The directory; made if it does not exist.
+
+    Raises:
+        ValueError: Its name is not UTF-8.
+        OSError: It cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
+        try:
+            str(path.absolute()).encode()
+        except UnicodeEncodeError as error:
+            # What writes checkpoints takes no other.
+            raise ValueError(
+                f"the name of a work directory must be UTF-8, found {path.absolute()}: give another"
+            ) from error
         self.path = path
         self._job = ""
         self._used: list[tuple[str, str]] = []

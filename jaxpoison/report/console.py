@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from jaxpoison._names import shown
 from jaxpoison.evidence.verdict import CASCADE, JUDGE
 from jaxpoison.jobs.outcome import RepairOutcome, RunOutcome, ScanOutcome
 from jaxpoison.report.words import said_of_class, said_of_scan
@@ -22,7 +23,7 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
         workdir: Where its files are.
         seconds: It took.
     """
-    console = Console()
+    console = _console()
     table = Table(title=f"Suspected images of class {outcome.config.target}")
     table.add_column("detector")
     for name in ("ACC %", "TPR %", "TNR %", "suspects", "of", "seconds"):
@@ -56,7 +57,7 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
         line += f", mean attack success rate {_percent(evaluation.masr)} %"
     console.print(f"{line}, {seconds:.0f} s", highlight=False)
     console.print(
-        f"report: {workdir / 'report.html'}   suspects: {workdir / 'suspects.csv'}",
+        f"report: {_at(workdir / 'report.html')}   suspects: {_at(workdir / 'suspects.csv')}",
         highlight=False,
         soft_wrap=True,
     )
@@ -70,7 +71,7 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
         workdir: Where its files are.
         seconds: It took.
     """
-    console = Console()
+    console = _console()
     table = Table(title="The most suspicious classes; suspicious from 1 on")
     table.add_column("class")
     asked = outcome.options.detector == JUDGE
@@ -83,7 +84,7 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
         else:
             measured = "–" if silhouette is None else f"{silhouette:.3f}"
         table.add_row(
-            f"{scanned.label} {outcome.data.train.class_names[scanned.label]}",
+            f"{scanned.label} {shown(outcome.data.train.class_names[scanned.label])}",
             f"{scanned.suspicion:.2f}",
             measured,
             str(scanned.finding.detection.cluster_sizes[1]),
@@ -91,7 +92,7 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
         )
     console.print(table)
     for sentence in said_of_scan(outcome):
-        console.print(sentence, highlight=False)
+        console.print(shown(sentence), highlight=False)
     console.print(f"{len(outcome.classes)} classes searched, {seconds:.0f} s", highlight=False)
     if outcome.options.detector == "cascade":
         explained = sum(scanned.finding.detector == CASCADE[1] for scanned in outcome.classes)
@@ -99,7 +100,7 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
             f"{CASCADE[1]} looked at {explained} of them; --detector {CASCADE[1]} looks at all",
             highlight=False,
         )
-    console.print(f"report: {workdir / 'scan.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {_at(workdir / 'scan.html')}", highlight=False, soft_wrap=True)
 
 
 def print_repair(outcome: RepairOutcome, workdir: Path, seconds: float) -> None:
@@ -110,7 +111,7 @@ def print_repair(outcome: RepairOutcome, workdir: Path, seconds: float) -> None:
         workdir: Where its files are.
         seconds: It took.
     """
-    console = Console()
+    console = _console()
     table = Table(title=f"Repair of class {outcome.config.target}")
     table.add_column("network")
     for name in ("training images", "test accuracy %", "ASR or MASR %", "taken out after it"):
@@ -131,10 +132,19 @@ def print_repair(outcome: RepairOutcome, workdir: Path, seconds: float) -> None:
         highlight=False,
     )
     console.print(
-        f"record: {workdir / 'repair.json'}   images: {workdir / 'removed.csv'}",
+        f"record: {_at(workdir / 'repair.json')}   images: {_at(workdir / 'removed.csv')}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _at(path: Path) -> str:
+    return shown(str(path))
+
+
+def _console() -> Console:
+    # Names of classes and folders are no markup.
+    return Console(markup=False, emoji=False)
 
 
 def _percent(share: float | None) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxpoison._names import shown
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.gw.spaces import constant, measure_spaces
@@ -34,7 +37,7 @@ def examples(
     axes = figure.subplots(3, len(images), squeeze=False)
     for k, title in enumerate(titles):
         axes[0, k].imshow(images[k].squeeze(), cmap="grey")
-        axes[0, k].set_title(title, fontsize=8)
+        axes[0, k].set_title(shown(title), fontsize=8, parse_math=False)
         heat = relevance[k].sum(-1)
         high = max(float(np.quantile(np.abs(heat), 0.998)), np.finfo(np.float32).tiny)
         if heat.min() < 0:  # Red for, blue against.
@@ -124,8 +127,8 @@ def class_ranking(classes: Sequence[ScannedClass], names: Sequence[str]) -> Figu
     axis = figure.subplots()
     colors = [_SUSPECT if scanned.suspicious else _CLEAN for scanned in classes]
     axis.barh(range(len(classes)), [scanned.suspicion for scanned in classes], color=colors)
-    titles = [f"{scanned.label} {names[scanned.label]}" for scanned in classes]
-    axis.set_yticks(range(len(classes)), titles, fontsize=6)
+    titles = [f"{scanned.label} {shown(names[scanned.label])}" for scanned in classes]
+    axis.set_yticks(range(len(classes)), titles, fontsize=6, parse_math=False)
     axis.set_ylim(len(classes) - 0.5, -0.5)
     axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axis.set_xlabel("suspicion", fontsize=8)
@@ -148,9 +151,9 @@ def trigger_picture(evidence: ClassEvidence, names: Sequence[str]) -> Figure:
         raise ValueError(f"no image of class {evidence.label} is called: there is no trigger")
     figure = Figure(figsize=(7.0, 0.13 * len(turned) + 1.2), layout="constrained")
     mosaic = figure.subplot_mosaic([["values", "classes"], ["weights", "classes"]])
-    shown = trigger.values / 255
-    shown = shown.squeeze(-1) if shown.shape[-1] == 1 else shown
-    mosaic["values"].imshow(shown, cmap="grey", vmin=0, vmax=1)
+    values = trigger.values / 255
+    values = values.squeeze(-1) if values.shape[-1] == 1 else values
+    mosaic["values"].imshow(values, cmap="grey", vmin=0, vmax=1)
     mosaic["values"].set_title("median of the windows", fontsize=9)
     mosaic["weights"].imshow(trigger.weights.sum(-1), cmap="viridis", vmin=0)
     mosaic["weights"].set_title("where they agree", fontsize=9)
@@ -158,10 +161,12 @@ def trigger_picture(evidence: ClassEvidence, names: Sequence[str]) -> Figure:
         mosaic[name].set(xticks=[], yticks=[])
     axis = mosaic["classes"]
     axis.barh(range(len(turned)), [100 * share for share in turned.values()], color=_SUSPECT)
-    axis.set_yticks(range(len(turned)), [f"{k} {names[k]}" for k in turned], fontsize=5)
+    titles = [f"{k} {shown(names[k])}" for k in turned]
+    axis.set_yticks(range(len(turned)), titles, fontsize=5, parse_math=False)
     axis.set_ylim(len(turned) - 0.5, -0.5)
     axis.set_xlim(0, 100)
-    axis.set_xlabel(f"% of their images that become {names[evidence.label]}", fontsize=8)
+    said = f"% of their images that become {shown(names[evidence.label])}"
+    axis.set_xlabel(said, fontsize=8, parse_math=False)
     axis.tick_params(axis="x", labelsize=7)
     return figure
 
@@ -180,3 +185,10 @@ def training_course(epochs: Sequence[Epoch]) -> Figure:
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=8)
     return figure
+
+
+def save_png(figure: Figure, file: IO[bytes]) -> None:
+    """Writes a figure; letters that no font has stand as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(file, format="png", dpi=130)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from jaxpoison._files import replace_file, write_text
+from jaxpoison._names import shown
 from jaxpoison._sampling import evenly
 from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.verdict import SUSPICIOUS_FROM, TURNS_FROM
@@ -26,6 +27,7 @@ from jaxpoison.report.figures import (
     class_ranking,
     cluster_map,
     examples,
+    save_png,
     training_course,
     trigger_picture,
 )
@@ -127,7 +129,7 @@ def _trigger_figures(
             continue
         figure = trigger_picture(found, names)
         with replace_file(path) as file:
-            figure.savefig(file, format="png", dpi=130)
+            save_png(figure, file)
         figures.append((f"The trigger of class {found.label} ({names[found.label]})", figure))
     return figures
 
@@ -154,7 +156,10 @@ def _source_name(outcome: RunOutcome) -> str | None:
 
 def _template(name: str) -> Template:
     environment = Environment(
-        loader=PackageLoader("jaxpoison.report"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("jaxpoison.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalized,
     )
     environment.filters["percent"] = _percent
     environment.filters["picture"] = _picture
@@ -221,8 +226,13 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f}"
 
 
+def _finalized(value: Any) -> Any:
+    """What a template writes: names as they can be shown."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _picture(figure: Figure) -> Markup:
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=130)
+    save_png(figure, data)
     encoded = base64.b64encode(data.getvalue()).decode()
     return Markup('<img alt="" src="data:image/png;base64,{}">').format(encoded)

@@ -111,11 +111,12 @@ DAMAGED = {
     "bad CRC": (with_bad_crc, "photos/cat/2.png in .* is damaged .*copy or load the archive again"),
     "encrypted": (
         lambda path: with_flag(path, 6, 1),
-        "photos/cat/0.png in .* is encrypted: unzip the archive and give the folder",
+        "12 of 12 images in .*photos.zip cannot be used: photos/cat/0.png, photos/cat/1.png, .*"
+        "photos/dog/3.png: is encrypted: unzip the archive and give the folder; and 2 more$",
     ),
     "Deflate64": (
         lambda path: with_flag(path, 8, 9),
-        "photos/cat/0.png in .* is compressed in a way that cannot be read",
+        "12 of 12 .*photos/cat/0.png, .*: is compressed in a way that cannot be read .*and 2 more",
     ),
     "bomb": (with_a_bomb, "photos/cat/bomb.png in .* is too large to be decoded"),
     "empty file": (

@@ -144,7 +144,7 @@ def test_wrong_number_of_classes(split_tree):
 
 def test_no_images(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(ValueError, match="no images in .* found 1 other files"):
+    with pytest.raises(ValueError, match="no images in .* format that Pillow reads, found 1 .txt"):
         load_folder(tmp_path)
 
 

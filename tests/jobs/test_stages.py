@@ -22,6 +22,12 @@ def work(tmp_path):
     return WorkDirectory(tmp_path / "work")
 
 
+def test_a_name_that_checkpoints_cannot_have_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="name of a work directory must be UTF-8, found .*give an"):
+        WorkDirectory(tmp_path / "caf\udce9")
+    assert not list(tmp_path.iterdir())
+
+
 class Counter:
     def __init__(self):
         self.calls = 0

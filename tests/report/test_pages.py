@@ -1,6 +1,9 @@
 """The pages that runs and scans leave."""
 
+import csv
 import dataclasses
+import html
+import io
 import re
 from importlib import import_module
 
@@ -93,6 +96,59 @@ def test_names_of_classes_are_escaped(config, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "load_data", loaded)
     write_report(tmp_path / "page.html", run(config, tmp_path))
     assert "<script" not in page(tmp_path)
+
+
+# As folders and files may be called, and as terminals, pages and pictures stumble over them.
+ODD = ("[/b]", "$a_$", "\udce9t\udce9", "a\nb", "标志", "<i>&amp;", "\x1b[31m", ":smile:", "[red]x")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_any_name_is_shown_everywhere(encoding, config, tmp_path, monkeypatch):
+    def renamed(part, where):
+        ids = tuple(f"{where}/{ODD[k % len(ODD)]}{k}.png" for k in range(len(part)))
+        names = (*ODD, "last")[: part.num_classes]
+        return Dataset(part.images, part.labels, names, ids)
+
+    splits = synthetic(train=300, validation=60, test=60)
+    parts = {k: renamed(getattr(splits, k), k) for k in ("train", "validation", "test")}
+    monkeypatch.setattr(prepare, "load_data", lambda *_, **__: dataclasses.replace(splits, **parts))
+    monkeypatch.setattr(import_module("jaxpoison.evidence.separation"), "_SAMPLE", 16)
+    work = tmp_path / "[/b] <i> 标志"
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", out)
+    config = dataclasses.replace(config, source=5, target=2)
+    ran = run(config, work, progress=True)
+    write_report(work / "report.html", ran)
+    print_run(ran, work, 1.0)
+    for detector in ("activation_pca", "transplant"):
+        scanned = scan(config, work, detector=detector, progress=True)
+        # All classes are called, so that all are shown.
+        everywhere = [dataclasses.replace(each, finding=called(each)) for each in scanned.classes]
+        shown_all = dataclasses.replace(scanned, classes=tuple(everywhere))
+        write_scan_report(work / "scan.html", shown_all)
+        print_scan(shown_all, work, 1.0)
+    out.flush()
+    printed = out.buffer.getvalue().decode(encoding)
+    written = html.unescape((work / "scan.html").read_text("utf-8"))
+    for text in (printed, written):
+        for name in ("[/b]", "$a_$", "\\xe9t\\xe9", "a\\nb", "<i>&amp;", ":smile:", "[red]x"):
+            assert name in text
+        assert "\x1b[31m" not in text
+    # Files hold the names as they are.
+    table = (work / "clusters.csv").read_bytes().decode("utf-8", "surrogateescape")
+    rows = list(csv.reader(io.StringIO(table, newline="")))
+    assert {row[0] for row in rows[1:]} == set(ran.data.train.ids)
+
+
+def called(scanned):
+    """What a scan found in a class, with its three first images called."""
+    detection = scanned.finding.detection
+    labels = (np.arange(len(detection.labels)) < 3).astype(int)
+    return dataclasses.replace(
+        scanned.finding,
+        detection=dataclasses.replace(detection, labels=labels),
+        separation=dataclasses.replace(scanned.finding.separation, silhouette=0.9),
+    )
 
 
 def test_constant_heatmaps_are_drawn(heatmaps):
