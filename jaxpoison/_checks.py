@@ -5,7 +5,7 @@ Every message says what was expected and what was found.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sized
+from collections.abc import Collection, Mapping, Sized
 from numbers import Integral, Real
 from typing import Any
 
@@ -80,6 +80,46 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
     return str(value)
+
+
+def check_images(name: str, images: Any) -> None:
+    """Raises if images are not at rest: 8-bit pixels, images × height × width × channels.
+
+    Raises:
+        TypeError: They are no array of ``uint8``; what floats are told is how to convert them.
+        ValueError: They have another number of axes.
+    """
+    dtype = getattr(images, "dtype", None)
+    if dtype != np.uint8:
+        found = type(images).__name__ if dtype is None else str(dtype)
+        raise TypeError(
+            f"{name} must be uint8 in 0..255, found {found}; "
+            "convert floats in [0, 1] with (255 * images).round().astype('uint8')"
+        )
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} must have shape [n, height, width, channels], found {images.shape}"
+        )
+
+
+def check_logits(output: Any) -> None:
+    """Raises if a model gives something else than one array of logits.
+
+    Raises:
+        TypeError: It does; the message says what was found and what to do.
+    """
+    if not hasattr(output, "shape"):
+        found = f"a {type(output).__name__}"
+        if isinstance(output, Mapping):
+            found += f" with {', '.join(sorted(map(str, output)))}"
+        raise TypeError(
+            f"the model must give one array of logits, images x classes, found {found}: wrap it "
+            "in a module whose __call__ returns the logits alone"
+        )
+    if output.ndim != 2:
+        raise TypeError(
+            f"the model must give logits of the shape images x classes, found {output.shape}"
+        )
 
 
 def check_one_class_each(classes: Sized, images: Sized) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from jaxpoison._checks import (
     check_choice,
     check_classes,
+    check_images,
     check_integer,
     check_one_class_each,
     check_positive,
@@ -138,9 +139,11 @@ def perturbed(
         progress: Title of a progress bar; none is shown without it.
 
     Raises:
+        TypeError: The images are not ``uint8``.
         ValueError: There are no images, not one label for each, or a label is none of the
             network's classes.
     """
+    check_images("images", images)
     check_one_class_each(labels, images)
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
     check_classes("labels", labels, jax.eval_shape(network, parameters, one).shape[-1])

@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from jaxpoison._checks import check_images
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -38,12 +40,8 @@ class Dataset:
     poisoned: Bool[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8:
-            raise TypeError(
-                f"images must be uint8 in 0..255, found {self.images.dtype}; "
-                "convert floats in [0, 1] with (255 * images).round().astype('uint8')"
-            )
-        if self.images.ndim != 4 or self.images.shape[-1] not in (1, 3):
+        check_images("images", self.images)
+        if self.images.shape[-1] not in (1, 3):
             raise ValueError(
                 "images must have shape [n, height, width, channels] with 1 or 3 channels, "
                 f"found {self.images.shape}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jaxpoison._checks import check_fraction, check_integer
+from jaxpoison._checks import check_fraction, check_images, check_integer
 from jaxpoison._sampling import evenly
 from jaxpoison.evidence.class_evidence import ClassEvidence, JudgedGroup
 from jaxpoison.evidence.regions import concentration, window_places, windows_at
@@ -85,7 +85,7 @@ def judge_class(
         progress: Title of progress bars; none are shown without it.
 
     Raises:
-        TypeError: A number is not an integer.
+        TypeError: A number is not an integer, or the images are not ``uint8``.
         ValueError: Shapes do not fit, there are no images, all heatmaps are constant, or a number
             is out of range.
 
@@ -95,6 +95,7 @@ def judge_class(
         >>> found = jaxpoison.judge_class(model, images, heatmaps, hosts, 5, groups)
         >>> found.verdict.suspicious, np.flatnonzero(found.called)
     """
+    check_images("images", images)
     check_fraction("screened", screened, below_one=False)
     check_integer("screened_by", screened_by, at_least=1)
     check_integer("asked", asked, at_least=1)

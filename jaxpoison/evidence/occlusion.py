@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
-from jaxpoison._checks import check_integer
+from jaxpoison._checks import check_images, check_integer
 from jaxpoison._precision import in_full_precision
 from jaxpoison.models.inference import predict
 from jaxpoison.parallel import map_batches, over_devices
@@ -37,6 +37,7 @@ def filled(
         masks: True in the region.
 
     Raises:
+        TypeError: The images are not ``uint8``.
         ValueError: The shapes do not fit, there are no images, or a mask leaves nothing.
 
     Example:
@@ -45,6 +46,7 @@ def filled(
         >>> int(filled(image, image[..., 0] == 255)[0, 3, 3, 0])
         50
     """
+    check_images("images", images)
     if masks.shape != images.shape[:3]:
         raise ValueError(f"expected one mask per image, found {images.shape} and {masks.shape}")
     if masks.all((1, 2)).any():

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from scipy.stats import permutation_test
 
-from jaxpoison._checks import check_class, check_integer
+from jaxpoison._checks import check_class, check_images, check_integer
 from jaxpoison._precision import in_full_precision
 from jaxpoison._progress import Bar
 from jaxpoison.models.inference import PureModel, pure
@@ -78,9 +78,10 @@ def hosts_for(
         seed: Of the draw.
 
     Raises:
-        TypeError: ``label`` or ``per_class`` is not an integer.
+        TypeError: ``label`` or ``per_class`` is not an integer, or the images are not ``uint8``.
         ValueError: There is no such class, ``per_class`` is below 1, or there is no host at all.
     """
+    check_images("images", images)
     label = check_class("label", label, logits.shape[-1])
     check_integer("per_class", per_class, at_least=1)
     rng = np.random.default_rng(seed)
@@ -128,7 +129,7 @@ def transplant_margins(
         positive.
 
     Raises:
-        TypeError: ``label`` is not an integer.
+        TypeError: ``label`` is not an integer, or the images are not ``uint8``.
         ValueError: There are no images, the shapes do not fit, or ``label`` is negative.
 
     Example:
@@ -138,6 +139,7 @@ def transplant_margins(
         >>> (margins > 0).mean(1)  # per image, the share of hosts that turn into class 5
     """
     check_integer("label", label, at_least=0)
+    check_images("images", images)
     if masks.shape != images.shape[:3] or images.shape[1:] != hosts.images.shape[1:]:
         raise ValueError(
             "expected one mask per image and hosts of the same size, found images "

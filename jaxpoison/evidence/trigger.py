@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxpoison._checks import check_integer
+from jaxpoison._checks import check_images, check_integer
 from jaxpoison._precision import in_full_precision
 from jaxpoison._sampling import evenly
 from jaxpoison.parallel import map_batches, over_devices
@@ -64,7 +64,7 @@ def recovered_trigger(
         size: Side of the windows.
 
     Raises:
-        TypeError: ``size`` is not an integer.
+        TypeError: ``size`` is not an integer, or the images are not ``uint8``.
         ValueError: There are no images, or ``size`` is not between 1 and their sides.
 
     Example:
@@ -74,6 +74,7 @@ def recovered_trigger(
         >>> trigger.values.shape
         (5, 5, 3)
     """
+    check_images("images", images)
     check_integer("size", size, at_least=1)
     if not len(images) or size > min(images.shape[1:3]):
         raise ValueError(
@@ -143,9 +144,11 @@ def trigger_distances(
         least; and that place, the window's upper left corner.
 
     Raises:
+        TypeError: The images are not ``uint8``.
         ValueError: There are no images, or they are smaller than the trigger or have other
             channels.
     """
+    check_images("images", images)
     size, _, channels = trigger.values.shape
     if images.shape[-1] != channels or min(images.shape[1:3]) < size:
         raise ValueError(

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from jaxpoison._checks import (
     check_classes,
+    check_images,
     check_integer,
+    check_logits,
     check_one_class_each,
     check_positive,
 )
@@ -79,8 +81,13 @@ class _Differential(Attribution):
         self, graphdef: nnx.GraphDef[Any], state: PyTree, images: Array, targets: Targets
     ) -> tuple[Array, Array]:
         """See :meth:`Attribution.attribute`."""
-        model: Any = nnx.merge(graphdef, state)
+
+        def model(images: Array) -> Array:
+            # Merged where it is traced: a model may count its calls or keep intermediate values.
+            return nnx.merge(graphdef, state, copy=True)(images)
+
         logits = model(images)
+        check_logits(logits)
         start = start_relevance(logits, targets)
         if targets is None or not jnp.issubdtype(targets.dtype, jnp.floating):
             classes = logits.argmax(-1) if targets is None else targets
@@ -227,9 +234,11 @@ def explain(
         progress: Title of a progress bar; none is shown without it.
 
     Raises:
+        TypeError: The images are not ``uint8``, or the model gives no array of logits.
         ValueError: The model has operations without rules, there are not as
             many classes as images, or one of them is none of the model's.
     """
+    check_images("images", images)
     if classes is not None:
         check_one_class_each(classes, images)
         check_classes("classes", classes, class_count(model, images))

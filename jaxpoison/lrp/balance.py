@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from jaxpoison._checks import check_classes, check_one_class_each
+from jaxpoison._checks import check_classes, check_images, check_one_class_each
 from jaxpoison._precision import in_full_precision
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.propagation import RuledLayer, propagate, ruled_layers
@@ -60,9 +60,11 @@ def conservation(
         batch_size: Images per call; bounds the memory.
 
     Raises:
+        TypeError: The images are not ``uint8``, or the model gives no array of logits.
         ValueError: The model has operations without rules, there are not as
             many classes as images, or one of them is none of the model's.
     """
+    check_images("images", images)
     check_one_class_each(classes, images)
     check_classes("classes", classes, class_count(model, images))
     rules = paper() if composite is None else composite
@@ -107,10 +109,12 @@ def layer_relevance(
         By path, an array in the shape of that layer's output.
 
     Raises:
+        TypeError: The images are not ``uint8``, or the model gives no array of logits.
         ValueError: There is no such layer, it is called more than once or
             never, there are not as many classes as images, or one of them is none
             of the model's.
     """
+    check_images("images", images)
     check_one_class_each(classes, images)
     check_classes("classes", classes, class_count(model, images))
     rules = paper() if composite is None else composite

@@ -79,6 +79,38 @@ class MergeBatchNorm(Canonizer):
         return replace_modules(model, lambda path, _: new.get(path))
 
 
+@dataclass(frozen=True)
+class PlainWeights(Canonizer):
+    """Puts normalised weights in the place of ``nnx.SpectralNorm`` and ``nnx.WeightNorm``.
+
+    In evaluation mode both give the layer they wrap the same weights at every call.
+    """
+
+    def apply(self, model: nnx.Module, images: Array) -> nnx.Module:  # noqa: ARG002
+        """See :meth:`Canonizer.apply`."""
+        kinds = (nnx.SpectralNorm, nnx.WeightNorm)
+        if not any(isinstance(module, kinds) for _, module in nnx.iter_modules(model)):
+            return model
+        return replace_modules(
+            model, lambda _, module: _normalised(module) if isinstance(module, kinds) else None
+        )
+
+
+def _normalised(wrapper: Any) -> nnx.Module:
+    """The wrapped layer with the weights that the wrapper computes for a call."""
+    copy = nnx.clone(wrapper)
+    layer, kind = copy.layer_instance, type(copy.layer_instance)
+    # The weights are set by a call; that of the layer itself is not needed for it.
+    silent = type(kind.__name__, (kind,), {"__call__": lambda _, x, *args, **options: x})  # noqa: ARG005
+    layer.__class__ = silent
+    copy(jnp.zeros(()))
+    layer.__class__ = kind
+    return layer
+
+
+PLAIN_WEIGHTS = PlainWeights()
+
+
 def _affine(norm: nnx.BatchNorm) -> tuple[Array, Array]:
     """Scale and shift of a normalisation by its running statistics."""
     scale = 1 / jnp.sqrt(norm.var[...] + norm.epsilon)

@@ -69,6 +69,8 @@ def _common(epsilon: float) -> tuple[Row, ...]:
         (nnx.LayerNorm, Pass()),
         (nnx.RMSNorm, Pass()),
         (nnx.GroupNorm, Pass()),
+        (nnx.InstanceNorm, Pass()),
+        (nnx.PReLU, Pass()),
         (nnx.Dropout, Pass()),
         (MaxPool, Route()),
         (Concatenate, Route()),
@@ -91,7 +93,8 @@ def paper(exponent: int = 2, epsilon: float = 1e-6) -> Composite:
         epsilon: Stabiliser.
     """
     rule = Epsilon(exponent, epsilon, bias=False)
-    return Composite(((nnx.Linear, rule), (nnx.Conv, rule), *_common(epsilon)))
+    layers = (nnx.Linear, nnx.Conv, nnx.ConvTranspose)
+    return Composite((*((kind, rule) for kind in layers), *_common(epsilon)))
 
 
 def epsilon_plus(*, epsilon: float = 1e-6, canonizers: tuple[Canonizer, ...] = ()) -> Composite:
@@ -149,7 +152,11 @@ def epsilon_gamma_box(
 def _dense_and_convolution(
     epsilon: float, convolution: Rule, canonizers: tuple[Canonizer, ...]
 ) -> Composite:
-    rows: tuple[Row, ...] = ((nnx.Linear, Epsilon(1, epsilon)), (nnx.Conv, convolution))
+    rows: tuple[Row, ...] = (
+        (nnx.Linear, Epsilon(1, epsilon)),
+        (nnx.Conv, convolution),
+        (nnx.ConvTranspose, convolution),
+    )
     return Composite((*rows, *_common(1e-6)), canonizers=canonizers)
 
 

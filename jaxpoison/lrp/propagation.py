@@ -13,8 +13,9 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxpoison._checks import check_classes
+from jaxpoison._checks import check_classes, check_logits
 from jaxpoison._precision import in_full_precision
+from jaxpoison.lrp.canonizers import PLAIN_WEIGHTS
 from jaxpoison.lrp.composites import Composite, paper
 from jaxpoison.lrp.graph import INPUT, layer_calls
 from jaxpoison.lrp.operations import layer_scope, with_operation_rules
@@ -97,6 +98,7 @@ def relevance_function(
         composite: Which rule serves which layer; the paper's by default.
 
     Raises:
+        TypeError: On the first call, if the images are not floats.
         ValueError: On the first call, if the model computes something for which
             there is no rule, or the targets do not fit its logits.
     """
@@ -105,6 +107,11 @@ def relevance_function(
 
     @in_full_precision
     def function(images: Array, targets: Targets = None) -> tuple[Array, Array]:
+        if not jnp.issubdtype(jnp.result_type(images), jnp.floating):
+            raise TypeError(
+                f"images must be floats in [0, 1], found {jnp.result_type(images)}; divide "
+                "pixels in 0..255 by 255, or give them to jaxpoison.explain"
+            )
         found = propagate(graphdef, rules, state, images, targets)
         return found.relevance, found.logits
 
@@ -166,6 +173,7 @@ def propagate(
         books = {row.path: jnp.zeros((len(images), 3)) for row in prepared.layers()}
     forward = with_operation_rules(prepared.forward, _MARKERS, composite.sums)
     logits, vjp = jax.vjp(forward, images, probes, books)
+    check_logits(logits)
     relevance, at_layers, booked = vjp(start_relevance(logits, targets))
     return Propagation(relevance, logits, at_layers, tuple(booked[path] for path in books))
 
@@ -174,7 +182,7 @@ class _Prepared:
     """A canonised model, and which of its layers come first."""
 
     def __init__(self, model: nnx.Module, composite: Composite, images: Array) -> None:
-        for canonizer in composite.canonizers:
+        for canonizer in (PLAIN_WEIGHTS, *composite.canonizers):
             model = canonizer.apply(model, images)
         self.model = model
         self.composite = composite
@@ -222,9 +230,12 @@ class _Prepared:
         def watch(path: Path, module: nnx.Module) -> nnx.Module:
             return _Watched(module, wanted[path], outputs) if path in wanted else module
 
+        def watched(images: Array) -> Array:
+            # Copied where it is traced: a model may count its calls or keep intermediate values.
+            return replace_modules(self.model, lambda *_: None, watch)(images)  # pyright: ignore[reportCallIssue]
+
         if wanted:
-            watched = replace_modules(self.model, lambda *_: None, watch)
-            jax.eval_shape(watched, self.images)  # pyright: ignore[reportArgumentType]
+            jax.eval_shape(watched, self.images)
         for path, name in wanted.items():
             if name not in outputs:
                 raise ValueError(f"the model does not call {name}, so it has no relevance")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
+from jaxpoison._checks import check_images, check_logits
 from jaxpoison._code import described
 from jaxpoison._precision import in_full_precision
 from jaxpoison.models.surgery import Path, find_module, replace_modules
@@ -23,10 +25,37 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def evaluation_view(model: M) -> M:
-    """The model with batch statistics and dropout frozen; arrays are shared, the model kept."""
+    """The model with batch statistics and dropout frozen; arrays are shared, the model kept.
+
+    Raises:
+        ValueError: Its call takes more than images, or options that are for training by default.
+    """
+    _refuse_options(type(model))
     return nnx.with_attributes(
         model, deterministic=True, use_running_average=True, raise_if_not_found=False
     )
+
+
+# Options of a call that say whether it is one of training; and what they are then.
+_TRAINS = {"train": True, "training": True, "is_training": True, "deterministic": False}
+
+
+def _refuse_options(kind: type) -> None:
+    """Nothing here knows what to hand over beside images."""
+    if not callable(kind):
+        return
+    options = list(inspect.signature(kind.__call__).parameters.values())[2:]
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for option in options:
+        if option.kind not in plain:
+            continue
+        needed = option.default is inspect.Parameter.empty
+        if needed or (option.name in _TRAINS and option.default is _TRAINS[option.name]):
+            found = "is needed" if needed else f"is {option.default} by default"
+            raise ValueError(
+                f"{kind.__name__} is called with images alone, and its {option.name!r} {found}: "
+                f"wrap it in a module whose __call__ hands {option.name!r} over"
+            )
 
 
 def parameter_count(model: nnx.Module) -> int:
@@ -72,6 +101,7 @@ def _holds_state(value: Any) -> bool:
 
 def class_count(model: nnx.Module, images: UInt8[np.ndarray, "n h w c"]) -> int:
     """The number of logits that a model gives for such images; nothing is computed."""
+    check_images("images", images)
     network, state = pure(model)
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
     return jax.eval_shape(network, state, one).shape[-1]
@@ -89,7 +119,9 @@ class PureModel:
 
     def __call__(self, state: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         """Logits from the model's state and images in [0, 1]; products are of float32."""
-        return in_full_precision(nnx.merge(self.graph, state))(images)
+        logits = in_full_precision(nnx.merge(self.graph, state))(images)
+        check_logits(logits)
+        return logits
 
 
 def pure(model: nnx.Module) -> tuple[PureModel, PyTree]:
@@ -122,7 +154,12 @@ def predict(
         images: Images at rest.
         batch_size: Images per call.
         progress: Title of a progress bar; none is shown without it.
+
+    Raises:
+        TypeError: The images are not ``uint8``, or the model gives no array of logits.
+        ValueError: There are no images, or the model's call takes more than images.
     """
+    check_images("images", images)
     network, state = pure(model)
     return map_batches(
         partial(_logits, network), state, images, batch_size=batch_size, progress=progress
@@ -147,8 +184,10 @@ def layer_outputs(
         progress: Title of a progress bar; none is shown without it.
 
     Raises:
+        TypeError: The images are not ``uint8``.
         ValueError: The model has no such module, or does not call it exactly once.
     """
+    check_images("images", images)
     path = find_module(model, layer)
     graphdef, state = nnx.split(evaluation_view(model))
     return map_batches(
