@@ -323,7 +323,8 @@ def _group(
 
     def closed(center: Array, q: Array) -> tuple[Array, Array, Array, Couplings | None]:
         of_center = q @ center @ q
-        values = known.squares - 2 * known.mean * of_center + q @ center**2 @ q
+        # Never negative; rounding may be.
+        values = jnp.maximum(known.squares - 2 * known.mean * of_center + q @ center**2 @ q, 0)
         kept = starting_from(q[None, :, None] * weights[:, None, :]) if coupled else None
         return values, jnp.zeros(size, weights.dtype), jnp.ones(size, bool), kept
 

@@ -336,7 +336,7 @@ def measure(problems: Problems, plans: Float[Array, "n m p"], chunk: int) -> Mea
         product = q[:, None] * p[None]
         held = (plan > 0) & (product > 0)
         ratio = jnp.log(jnp.where(held, plan / jnp.where(held, product, 1), 1))
-        # A divergence is never negative; rounding may be.
-        return Measured(value, jnp.maximum((plan * ratio).sum(), 0))
+        # A squared distance and a divergence are never negative; rounding may be.
+        return Measured(jnp.maximum(value, 0), jnp.maximum((plan * ratio).sum(), 0))
 
     return jax.lax.map(one, (problems, plans), batch_size=min(chunk, len(plans)))

@@ -4,6 +4,8 @@ import numpy as np
 import ot
 import pytest
 from reference import entropic_gw, space
+from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
 
 from jaxpoison import (
     EntropicGW,
@@ -63,6 +65,79 @@ def test_distances_between_small_spots_are_pots(rng, epsilon):
         value, information = pot(whole[i], whole[j], epsilon)
         assert found.values[k] == pytest.approx(value, rel=2e-3)
         assert found.information[k] == pytest.approx(information, rel=0.02, abs=1e-3)
+
+
+def float64_iteration(first, second, epsilon):
+    """The same iteration in float64, with potentials taken out of the kernel again and again."""
+    (a, c), (b, d) = first, second
+    plan, g = np.outer(a, b), np.zeros(len(b))
+    for _ in range(80):
+        exponent = 4 / epsilon * (c @ plan @ d)
+        scalings, error = 0, 1.0
+        while error > 1e-5 and scalings < 500:
+            f = np.log(a) - logsumexp(exponent + g[None], axis=1)
+            g = np.log(b) - logsumexp(exponent + f[:, None], axis=0)
+            kernel = np.exp(exponent + f[:, None] + g[None])
+            u, v = np.ones(len(a)), np.ones(len(b))
+            while error > 1e-5 and max(np.abs(np.log(u)).max(), np.abs(np.log(v)).max()) < 100:
+                u = a / (kernel @ v)
+                v = b / (u @ kernel)
+                error, scalings = np.abs(u * (kernel @ v) - a).sum(), scalings + 1
+                if scalings == 500:
+                    break
+            f, g = f + np.log(u), g + np.log(v)
+        new = u[:, None] * kernel * v[None]
+        change, plan = np.abs(new - plan).sum(), new
+        if change < 1e-5:
+            break
+    return a @ c**2 @ a + b @ d**2 @ b - 2 * ((c @ plan @ d) * plan).sum()
+
+
+def smooth_maps(side, rng, count=3):
+    """Sums of a few spots, on all of the grid."""
+    rows, columns = np.mgrid[:side, :side]
+    maps = np.zeros((count, side, side))
+    for each in maps:
+        for _ in range(4):
+            y, x = rng.uniform(0, side, 2)
+            width = rng.uniform(side / 10, side / 4)
+            each += rng.uniform(0.3, 1) * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / width**2)
+    return (maps * rng.uniform(0.7, 1, maps.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("side", [10, 16])
+@pytest.mark.parametrize("epsilon", [2e-3, 1e-3, 5e-4])
+def test_small_epsilons_are_those_of_float64(side, epsilon):
+    """Where a kernel of float32 underflows."""
+    maps = smooth_maps(side, np.random.default_rng(0))
+    spaces = measure_spaces(maps)
+    pairs = np.array([[0, 0], [0, 1], [1, 2]])
+    found = pair_distances(spaces, pairs, EntropicGW(epsilon))
+    assert found.converged.all()
+    sides = []
+    for k in range(3):
+        weights = np.asarray(spaces.weights[k], np.float64)
+        places = np.argwhere(weights.reshape(side, side) > 0).astype(float)
+        kept = weights[weights > 0]
+        sides.append((kept / kept.sum(), cdist(places, places) * float(spaces.factors[k])))
+    expected = [float64_iteration(sides[i], sides[j], epsilon) for i, j in pairs]
+    np.testing.assert_allclose(found.values, expected, rtol=5e-3, atol=1.5e-4)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.005, 5e-4, 1e-5])
+def test_no_distance_is_negative(epsilon, rng):
+    """Between equal spaces it is nothing but rounding at small epsilons, and roots are taken."""
+    maps = smooth_maps(12, rng, 4)
+    maps = np.concatenate([maps, maps])
+    solver = EntropicGW(epsilon, max_iterations=40)
+    whole = measure_spaces(maps)
+    small = quantised(whole, 5)
+    pairs = np.stack([np.arange(4), np.arange(4) + 4], -1)
+    for spaces in (whole, small):
+        assert (pair_distances(spaces, pairs, solver).values >= 0).all()
+    for spaces in (whole, small):
+        assert (distances_to_centers(spaces, small, solver).values >= 0).all()
+    assert (all_distances(small, solver) >= 0).all()
 
 
 def test_where_float32_tells_nothing_apart_nothing_counts_as_solved(spaces):
