@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -27,6 +30,33 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as ``.npz``, and beside it the hash by which :func:`read_arrays` knows them."""
+    with replace_file(path) as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_text(_beside(path), f"{digest}\n")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What :func:`write_arrays` wrote; ``None`` where it is not there, or not as it was written."""
+    try:
+        digest = _beside(path).read_bytes().strip().decode("ascii", "replace")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                return None
+            file.seek(0)
+            with np.load(file) as found:
+                return {name: found[name] for name in found.files}
+    except FileNotFoundError:
+        return None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from jaxpoison._files import replace_file
+from jaxpoison._files import read_arrays, write_arrays
 
-_VERSION = 1
+_VERSION = 2
 
 
 def cache_directory() -> Path:
@@ -26,6 +26,8 @@ def cache_directory() -> Path:
 def cached_arrays(key: object, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Arrays from the cache, or made and put there.
 
+    Where the cache cannot be used, a warning says so, and they are made all the same.
+
     Args:
         key: Whatever decides the arrays; its ``repr`` is hashed.
         make: Makes them.
@@ -33,12 +35,25 @@ def cached_arrays(key: object, make: Callable[[], dict[str, np.ndarray]]) -> dic
     digest = hashlib.sha256(repr((_VERSION, key)).encode()).hexdigest()
     path = cache_directory() / f"images-{digest[:24]}.npz"
     try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        # Not there, or damaged: made again and replaced.
-        arrays = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        found = read_arrays(path)
+    except OSError as error:
+        _warn(error)
+        return make()
+    if found is not None:
+        return found
+    # Not there, or damaged: made again and replaced.
+    arrays = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(path, arrays)
+    except OSError as error:
+        _warn(error)
     return arrays
+
+
+def _warn(error: OSError) -> None:
+    warnings.warn(
+        f"decoded images are not kept in {cache_directory()} ({error.strerror}), and will be "
+        "decoded again: set JAXPOISON_CACHE to a folder that can be written to",
+        stacklevel=3,
+    )

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from jaxpoison._checks import check_integer
 from jaxpoison._code import hash_of_code
-from jaxpoison._files import replace_file
+from jaxpoison._files import read_arrays, write_arrays
 from jaxpoison.gw.pairs import pair_distances
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.gw.spaces import SmallSpaces
@@ -151,12 +151,12 @@ class _Measured:
         if self.folder is None:
             return found()
         name = hashlib.sha256(self._made_of + np.ascontiguousarray(pairs).tobytes()).hexdigest()
-        path = self.folder / f"{name[:24]}.npy"
-        if path.is_file():
-            return np.load(path)
+        path = self.folder / f"{name[:24]}.npz"
+        kept = read_arrays(path)
+        if kept is not None:
+            return kept["values"]
         values = found()
-        with replace_file(path) as file:
-            np.save(file, values)
+        write_arrays(path, {"values": values})
         return values
 
 

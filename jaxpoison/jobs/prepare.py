@@ -25,7 +25,7 @@ from jaxpoison.jobs.artefact import Artefact, Made
 from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.outcome import Trained
 from jaxpoison.jobs.stages import WorkDirectory, stage_key
-from jaxpoison.models.checkpoint import load_model, save_model
+from jaxpoison.models.checkpoint import hash_of_weights, load_model, save_model
 from jaxpoison.models.inference import fingerprint, kinds_of, pure
 from jaxpoison.models.named import MODELS
 from jaxpoison.training.fit import Epoch, History, fit
@@ -223,7 +223,7 @@ def train_model(
             progress=progress,
         )
         save_model(folder / "model", model)
-        record = dataclasses.asdict(history)
+        record = {**dataclasses.asdict(history), "weights": hash_of_weights(model)}
         # A resumed training took the sum of its epochs, not the time since it resumed.
         return Made(record, {}, sum(e.seconds for e in history.epochs))
 
@@ -235,16 +235,24 @@ def train_model(
     trained = stage()
     # Only now: a checkpoint that is half removed would be taken for one.
     shutil.rmtree(trained.folder / "checkpoints", ignore_errors=True)
-    try:
-        load_model(trained.folder / "model", model)
-    except (FileNotFoundError, ValueError):
+    if not _is_loaded(trained, model):
         # Damaged: made again.
         (trained.folder / "stage.json").unlink()
+        model = _network(name, settings, splits)
         trained = stage()
     history = History(
         tuple(Epoch(**epoch) for epoch in trained.values["epochs"]), trained.values["best"]
     )
     return Trained(model, history, settings, trained)
+
+
+def _is_loaded(trained: Artefact, model: nnx.Module) -> bool:
+    """Reads a network's weights; whether they are those that were written."""
+    try:
+        load_model(trained.folder / "model", model)
+    except (FileNotFoundError, ValueError):
+        return False
+    return hash_of_weights(model) == trained.values["weights"]
 
 
 def trained_network(workdir: str | Path) -> nnx.Module:

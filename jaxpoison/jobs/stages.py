@@ -13,18 +13,16 @@ import json
 import platform
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from filelock import FileLock, Timeout
 
 from jaxpoison._code import code_of
-from jaxpoison._files import replace_file, write_json
+from jaxpoison._files import read_arrays, write_arrays, write_json
 from jaxpoison._progress import console
 from jaxpoison.jobs.artefact import Artefact, Made
 
@@ -160,8 +158,7 @@ class WorkDirectory:
         started = time.perf_counter()
         made = make(folder)
         seconds = time.perf_counter() - started if made.seconds is None else made.seconds
-        with replace_file(folder / _ARRAYS) as file:
-            np.savez(file, **made.arrays)  # pyright: ignore[reportArgumentType]
+        write_arrays(folder / _ARRAYS, made.arrays)
         record = {
             "schema": SCHEMA,
             "key": key,
@@ -170,6 +167,9 @@ class WorkDirectory:
             "versions": versions(),
             "values": made.values,
         }
+        # As it is read again; and so that no changed digit goes unseen.
+        record = json.loads(json.dumps(record, allow_nan=False))
+        record["sha256"] = hash_of(**record)
         # The last file makes the others valid.
         write_json(folder / _RECORD, record)
         return Artefact(key, folder, made.values, made.arrays, seconds, record["versions"])
@@ -193,7 +193,17 @@ class WorkDirectory:
         return sorted(jobs, key=lambda job: job["nanoseconds"])
 
     def _noted(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in (self.path / "jobs").glob("*.json")]
+        found = []
+        for path in sorted((self.path / "jobs").glob("*.json")):
+            try:
+                job = json.loads(path.read_bytes())
+                job["stages"] = [(str(name), str(key)) for name, key in job["stages"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path} is damaged: delete it; what that job used is then made again or pruned"
+                ) from error
+            found.append(job)
+        return found
 
     def prune(self) -> tuple[int, int]:
         """Removes the stages that no last job used, finished or interrupted.
@@ -226,14 +236,14 @@ class WorkDirectory:
 
 
 def _read(folder: Path, key: str) -> Artefact | None:
+    """What a stage left; ``None`` where it is not there, or damaged: it runs again."""
     try:
-        record = json.loads((folder / _RECORD).read_text())
-        if record["key"] != key:
-            return None
-        values, seconds, ran_with = record["values"], record["seconds"], record["versions"]
-        with np.load(folder / _ARRAYS) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        # Not there, or damaged: the stage runs again.
+        record = json.loads((folder / _RECORD).read_bytes())
+        digest = record.pop("sha256")
+        whole = record["key"] == key and digest == hash_of(**record)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Artefact(key, folder, values, arrays, seconds, ran_with)
+    arrays = read_arrays(folder / _ARRAYS) if whole else None
+    if arrays is None:
+        return None
+    return Artefact(key, folder, record["values"], arrays, record["seconds"], record["versions"])

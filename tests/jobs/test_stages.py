@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxpoison import CompactInception, _code, fit
+from jaxpoison import CompactInception, _code, _files, fit
 from jaxpoison._code import code_of
 from jaxpoison.gw.kmeans import gw_kmeans
 from jaxpoison.jobs import stages
@@ -26,6 +26,9 @@ def test_a_name_that_checkpoints_cannot_have_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="name of a work directory must be UTF-8, found .*give an"):
         WorkDirectory(tmp_path / "caf\udce9")
     assert not list(tmp_path.iterdir())
+
+
+FILES = ("arrays.npz", "arrays.npz.sha256", "stage.json")
 
 
 class Counter:
@@ -79,7 +82,7 @@ def test_a_mistake_in_the_same_directory_destroys_nothing(work):
 
 
 @pytest.mark.parametrize("content", [b"half of a fi", b"", b"[1, 2]", b"{}"])
-@pytest.mark.parametrize("file", ["stage.json", "arrays.npz"])
+@pytest.mark.parametrize("file", FILES)
 def test_damaged_stages_run_again(work, file, content):
     make = Counter()
     folder = made(work, make).folder
@@ -88,7 +91,7 @@ def test_damaged_stages_run_again(work, file, content):
     assert made(work, make).values == {"n": 2}
 
 
-@pytest.mark.parametrize("files", [("arrays.npz",), ("stage.json",), ("arrays.npz", "stage.json")])
+@pytest.mark.parametrize("files", [*((file,) for file in FILES), FILES])
 def test_killed_between_its_files_a_stage_runs_again(work, files, monkeypatch):
     """Whichever file is missing, what is there is not taken for whole."""
     make = Counter()
@@ -97,19 +100,64 @@ def test_killed_between_its_files_a_stage_runs_again(work, files, monkeypatch):
         (whole.folder / file).unlink()
     assert made(work, make).values == {"n": 2}
     # And while it writes.
-    replace = stages.replace_file
+    replace = _files.replace_file
 
-    def killed(path):
-        if path.name == "arrays.npz":
-            raise KeyboardInterrupt
-        return replace(path)
+    def killed_at(name):
+        def killed(path):
+            if path.name == name:
+                raise KeyboardInterrupt
+            return replace(path)
 
-    monkeypatch.setattr(stages, "replace_file", killed)
-    with pytest.raises(KeyboardInterrupt):
-        made(work, make, seed=3)
-    monkeypatch.setattr(stages, "replace_file", replace)
-    assert made(work, make, seed=3).values == {"n": 4}
-    assert made(work, make, seed=3).values == {"n": 4}
+        return killed
+
+    for seed, file in enumerate(FILES):
+        before = make.calls
+        with monkeypatch.context() as patch:
+            patch.setattr(_files, "replace_file", killed_at(file))
+            with pytest.raises(KeyboardInterrupt):
+                made(work, make, seed=seed)
+        assert made(work, make, seed=seed).values == {"n": before + 2}
+        assert made(work, make, seed=seed).values == {"n": before + 2}
+
+
+def test_a_changed_bit_is_seen_wherever_it_is(work, rng):
+    """Of a stage's files, 300 single bits and 60 ends cut off."""
+    make = Counter()
+    folder = made(work, make).folder
+    whole = {file: (folder / file).read_bytes() for file in FILES}
+    for trial in range(360):
+        file = FILES[trial % 3]
+        data = bytearray(whole[file])
+        if trial < 300:
+            place = rng.integers(len(data))
+            data[place] ^= 1 << rng.integers(8)
+        else:
+            del data[rng.integers(len(data)) :]
+        (folder / file).write_bytes(data)
+        found = stages._read(folder, folder_key(whole))
+        # White space in JSON, and at the end of the hash, says nothing.
+        if found is not None:
+            assert file != "arrays.npz"
+            assert found.values == {"n": 1}
+            assert found.arrays["x"].tolist() == [0, 1, 2]
+        (folder / file).write_bytes(whole[file])
+    assert made(work, make).values == {"n": 1}
+
+
+def folder_key(files):
+    return json.loads(files["stage.json"])["key"]
+
+
+def test_a_damaged_note_of_a_job_is_named(work):
+    with work.job("run"):
+        stage = made(work, Counter())
+        work.finish(stage)
+    note = work.path / "jobs" / "run.json"
+    for content in (b"", b"[]", b"{", b'{"stages": 3}', b"\xff"):
+        note.write_bytes(content)
+        with pytest.raises(ValueError, match=r"jobs/run\.json is damaged: delete it"):
+            work.prune()
+    assert stage.folder.is_dir()
 
 
 def test_a_stage_that_knows_its_time_says_it(work):
