@@ -72,6 +72,14 @@ examples:
 
 The work directory gets config.json, result.json, suspects.csv and report.html.
 """
+_STATUSES = """\
+exit status:
+  0    done
+  2    a mistake in what was given, or in the data; standard error says which
+  3    done, and a class is called attacked (scan --fail-on-attack)
+  130  interrupted; the same command goes on
+"""
+_ATTACKED = 3
 _WORKDIR = Path("jaxpoison-run")
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -97,14 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, io.TextIOWrapper):
                     stream.reconfigure(errors="backslashreplace")
-        given.command(given)
+        return given.command(given)
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
     except (ValueError, TypeError, OSError) as error:
         print(f"jaxpoison: {shown(str(error))}", file=sys.stderr)  # noqa: T201
         return 2
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,7 +138,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def _run(given: argparse.Namespace) -> None:
+def _run(given: argparse.Namespace) -> int:
     from jaxpoison.jobs.run import run
     from jaxpoison.report.console import print_run
     from jaxpoison.report.html import write_report
@@ -139,17 +146,26 @@ def _run(given: argparse.Namespace) -> None:
     config, started = _config(given), time.perf_counter()
     outcome = run(config, given.workdir, progress=not given.quiet)
     write_report(given.workdir / "report.html", outcome)
+    if given.json:
+        return _print_json(given.workdir / "result.json")
     print_run(outcome, given.workdir, time.perf_counter() - started)
+    return 0
 
 
-def _explain(given: argparse.Namespace) -> None:
+def _print_json(path: Path) -> int:
+    print(path.read_text(encoding="utf-8"), end="")  # noqa: T201
+    return 0
+
+
+def _explain(given: argparse.Namespace) -> int:
     from jaxpoison.jobs.explain import explain_all
 
     output = explain_all(_config(given), given.workdir, progress=not given.quiet)
-    print(f"relevance of all training images: {output}")  # noqa: T201
+    print(f"relevance of all training images: {shown(str(output))}")  # noqa: T201
+    return 0
 
 
-def _scan(given: argparse.Namespace) -> None:
+def _scan(given: argparse.Namespace) -> int:
     from jaxpoison.jobs.config import ScanConfig
     from jaxpoison.jobs.scan import scan
     from jaxpoison.report.console import print_scan
@@ -158,20 +174,28 @@ def _scan(given: argparse.Namespace) -> None:
     config, chosen, started = _config(given), _given(given, ScanConfig), time.perf_counter()
     outcome = scan(config, given.workdir, **chosen, progress=not given.quiet)
     write_scan_report(given.workdir / "scan.html", outcome)
-    print_scan(outcome, given.workdir, time.perf_counter() - started)
+    if given.json:
+        _print_json(given.workdir / "scan.json")
+    else:
+        print_scan(outcome, given.workdir, time.perf_counter() - started)
+    attacked = any(scanned.suspicious for scanned in outcome.classes)
+    return _ATTACKED if attacked and given.fail_on_attack else 0
 
 
-def _repair(given: argparse.Namespace) -> None:
+def _repair(given: argparse.Namespace) -> int:
     from jaxpoison.jobs.config import RepairConfig
     from jaxpoison.jobs.repair import repair
     from jaxpoison.report.console import print_repair
 
     config, chosen, started = _config(given), _given(given, RepairConfig), time.perf_counter()
     outcome = repair(config, given.workdir, **chosen, progress=not given.quiet)
+    if given.json:
+        return _print_json(given.workdir / "repair.json")
     print_repair(outcome, given.workdir, time.perf_counter() - started)
+    return 0
 
 
-def _prune(given: argparse.Namespace) -> None:
+def _prune(given: argparse.Namespace) -> int:
     from jaxpoison.jobs.stages import WorkDirectory
 
     if not given.workdir.is_dir():
@@ -180,6 +204,7 @@ def _prune(given: argparse.Namespace) -> None:
     with work.locked():
         removed, freed = work.prune()
     print(f"{removed} stages removed, {freed / 2**20:.1f} MiB freed")  # noqa: T201
+    return 0
 
 
 def _config(given: argparse.Namespace) -> RunConfig:
@@ -209,35 +234,42 @@ def _given(given: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
     from jaxpoison.cli.options import add_options, options_of
     from jaxpoison.jobs.config import RepairConfig, RunConfig, ScanConfig
 
     parser = _Parser(
-        prog="jaxpoison", description="Finds backdoor poisoning in image training sets."
+        prog="jaxpoison",
+        description="Finds backdoor poisoning in image training sets.",
+        epilog=_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('jaxpoison')}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(
         name: str,
-        command: Callable[[argparse.Namespace], None],
+        command: Callable[[argparse.Namespace], int],
         summary: str,
         description: str,
         *own: type,
         leave_out: tuple[str, ...] = ("detectors",),
-        epilog: str | None = None,
+        epilog: str = "",
     ) -> None:
         added = commands.add_parser(
             name,
             help=summary,
             description=description,
-            epilog=epilog,
+            epilog="\n".join(filter(None, [epilog, _STATUSES])),
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(command=command, parser=added)
-        for config in own:
-            add_options(added, options_of(config, leave_out=leave_out))
-        added.add_argument(
+        options = [each for config in own for each in options_of(config, leave_out=leave_out)]
+        add_options(added, tuple(options))
+        more = added.add_argument_group("where and how")
+        more.add_argument(
             "--workdir",
             type=Path,
             metavar="DIR",
@@ -245,13 +277,23 @@ def _parser() -> argparse.ArgumentParser:
             + (", or that of --config]" if own else "]"),
         )
         if own:
-            added.add_argument(
+            more.add_argument(
                 "--config",
                 type=Path,
                 metavar="FILE",
                 help="the config.json of an earlier job, for all options of run that are not given",
             )
-            added.add_argument("--quiet", action="store_true", help="no progress bars")
+            more.add_argument("--quiet", action="store_true", help="no progress bars")
+        if own and command is not _explain:
+            more.add_argument(
+                "--json", action="store_true", help="print the results as JSON instead of tables"
+            )
+        if command is _scan:
+            more.add_argument(
+                "--fail-on-attack",
+                action="store_true",
+                help=f"exit with status {_ATTACKED} if a class is called attacked, for pipelines",
+            )
 
     summaries = (
         "poison, train, explain, detect, report",

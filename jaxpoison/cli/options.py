@@ -60,7 +60,8 @@ def _options(config: type, leave_out: tuple[str, ...]) -> Iterator[Option]:
             yield Option(each.name, (each.name,), kind, each.metadata, default)
             continue
         for inner in dataclasses.fields(kinds[each.name]):
-            metadata = {**inner.metadata, "goes_with": each.metadata.get("goes_with")}
+            of_outer = {key: each.metadata.get(key) for key in ("goes_with", "group")}
+            metadata = {**inner.metadata, **of_outer}
             yield Option(
                 f"{nested[each.name]}_{inner.name}",
                 (each.name, inner.name),
@@ -71,15 +72,20 @@ def _options(config: type, leave_out: tuple[str, ...]) -> Iterator[Option]:
 
 
 def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) -> None:
-    """Adds options to a parser; only those that are given appear in what it parses."""
+    """Adds options to a parser, group by group; only those given appear in what it parses."""
+    groups = {
+        name: parser.add_argument_group(name)
+        for name in dict.fromkeys(each.metadata["group"] for each in options)
+    }
     for each in options:
+        group = groups[each.metadata["group"]]
         kind = each.kind
         if isinstance(kind, types.UnionType):
             (kind,) = (k for k in typing.get_args(kind) if k is not types.NoneType)
         # A percent sign begins a placeholder to argparse.
         help_text = each.metadata["help"].replace("%", "%%")
         if kind is bool:
-            parser.add_argument(
+            group.add_argument(
                 each.flag,
                 dest=each.name,
                 action=argparse.BooleanOptionalAction,
@@ -92,7 +98,7 @@ def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) ->
         choices = choices_of(each.metadata)
         if choices is not None and any(choice not in help_text for choice in choices):
             help_text += f": {', '.join(choices)}"
-        parser.add_argument(
+        group.add_argument(
             each.flag,
             dest=each.name,
             type=_names if several else kind,

@@ -42,6 +42,7 @@ def option(
     at_most: int | None = None,
     metavar: str | None = None,
     goes_with: tuple[str, str] | None = None,
+    group: str = "options",
 ) -> Any:
     """A field that is also an option of the command line.
 
@@ -53,6 +54,7 @@ def option(
         at_most: Of integers, the largest.
         metavar: What its value is called in ``--help``.
         goes_with: Name and value of another option, without which this one has no effect.
+        group: Under which heading ``--help`` lists it.
     """
     made: dict[str, Any] = {"default_factory" if callable(default) else "default": default}
     return field(
@@ -64,6 +66,7 @@ def option(
             "at_most": at_most,
             "metavar": metavar,
             "goes_with": goes_with,
+            "group": group,
         },
     )
 
@@ -148,23 +151,34 @@ class RunConfig:
         "synthetic, gtsrb (downloads it), or the path of an image folder or zip "
         "(split/class/file or class/file), or of a directory with GTSRB's archives",
         metavar="NAME_OR_PATH",
+        group="data",
     )
     attack: str = option(
         "standard",
         "standard (dirty label), label-consistent (clean label; trains a second network "
         "on the clean data first, once) or none",
         choices=ATTACKS,
+        group="attack",
     )
     rate: float = option(
         0.15,
         "share of poisoned images inside the target class, between 0 and 1",
         metavar="SHARE",
+        group="attack",
     )
     trigger: str = option(
-        "sticker", "sticker, or amplitude: a 3x3 pattern added to the image", choices=TRIGGERS
+        "sticker",
+        "sticker, or amplitude: a 3x3 pattern added to the image",
+        choices=TRIGGERS,
+        group="attack",
     )
     sticker_size: int = option(
-        3, "side of the sticker", metavar="PIXELS", at_least=1, goes_with=("trigger", "sticker")
+        3,
+        "side of the sticker",
+        metavar="PIXELS",
+        at_least=1,
+        goes_with=("trigger", "sticker"),
+        group="attack",
     )
     amplitude: int = option(
         255,
@@ -172,52 +186,66 @@ class RunConfig:
         "images; test images get the full one, black and white",
         at_least=1,
         goes_with=("trigger", "amplitude"),
+        group="attack",
     )
     trigger_distance: int = option(
         10,
         "between the pattern and the nearest two edges of a 32x32 image",
         metavar="PIXELS",
         goes_with=("trigger", "amplitude"),
+        group="attack",
     )
     four_corners: bool = option(
-        False, "the pattern in all corners, mirrored", goes_with=("trigger", "amplitude")
+        False,
+        "the pattern in all corners, mirrored",
+        goes_with=("trigger", "amplitude"),
+        group="attack",
     )
     pgd: PGD = option(
         PGD(),
         "how the label-consistent attack perturbs images",
         goes_with=("attack", "label-consistent"),
+        group="attack",
     )
     source: int = option(
         2,
         "class that the standard attack poisons",
         metavar="CLASS",
         goes_with=("attack", "standard"),
+        group="attack",
     )
     target: int = option(
         5,
         "class whose label the poisoned images get, and whose images are searched",
         metavar="CLASS",
+        group="attack",
     )
     image_size: int | None = option(
         None,
         "resize the images of a folder or zip, or render synthetic ones so; the Inception takes 32",
         metavar="PIXELS",
         at_least=1,
+        group="data",
     )
-    model: str = option("inception", "the network", choices=MODELS)
+    model: str = option("inception", "the network", choices=MODELS, group="network")
     protocol: str = option(
         "fast",
         "fast (Muon, one cycle, 2 epochs; more on small data) or paper (Adam, up to 100 epochs)",
         choices=PROTOCOLS,
+        group="network",
     )
-    epochs: int | None = option(None, "overrides the protocol's number of epochs", at_least=1)
+    epochs: int | None = option(
+        None, "overrides the protocol's number of epochs", at_least=1, group="network"
+    )
     batch_size: int | None = option(
-        None, "overrides the protocol's number of images per step", at_least=1
+        None, "overrides the protocol's number of images per step", at_least=1, group="network"
     )
-    seed: int = option(0, "seed of everything random", at_most=2**32 - 1)
-    attribution: str = option("lrp", "what makes the heatmaps", choices=ATTRIBUTIONS)
+    seed: int = option(0, "seed of everything random", at_most=2**32 - 1, group="network")
+    attribution: str = option(
+        "lrp", "what makes the heatmaps", choices=ATTRIBUTIONS, group="search"
+    )
     detectors: tuple[str, ...] = option(
-        default_detectors, "separated by commas", choices=DETECTORS, metavar="NAMES"
+        default_detectors, "separated by commas", choices=DETECTORS, metavar="NAMES", group="search"
     )
 
     def __post_init__(self) -> None:
@@ -315,11 +343,13 @@ class ScanConfig:
         "images; cascade: activation_pca looks at every class, heatmap at those whose clusters lie "
         "apart",
         choices=scanners,
+        group="search",
     )
     mode: str = option(
         "quick",
         "of Heatmap Clustering: quick (heatmaps are quantised to 10 points first) or exact",
         choices=MODES,
+        group="search",
     )
 
     def __post_init__(self) -> None:
@@ -330,8 +360,8 @@ class ScanConfig:
 class RepairConfig:
     """How data are repaired; ``jaxpoison repair --help`` says what each is."""
 
-    detector: str = option(JUDGE, "whose suspects are taken out", choices=DETECTORS)
-    rounds: int = option(5, "most trainings after the first", at_least=1)
+    detector: str = option(JUDGE, "whose suspects are taken out", choices=DETECTORS, group="search")
+    rounds: int = option(5, "most trainings after the first", at_least=1, group="search")
 
     def __post_init__(self) -> None:
         checked(self)

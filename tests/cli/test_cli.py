@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -221,6 +222,49 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("jaxpoison.jobs.run.run", interrupt)
     assert main(["run", "--workdir", str(tmp_path)]) == 130
     assert "give the same command again" in capsys.readouterr().err
+
+
+class Scanned:
+    def __init__(self, suspicious):
+        self.suspicious = suspicious
+
+
+@pytest.mark.parametrize(
+    ("called", "options", "status"),
+    [
+        ((False, None), ["--fail-on-attack"], 0),
+        ((False, True), ["--fail-on-attack"], 3),
+        ((False, True), [], 0),
+    ],
+)
+def test_a_pipeline_learns_of_an_attack(called, options, status, ran, monkeypatch, tmp_path):
+    outcome = SimpleNamespace(classes=[Scanned(suspicious) for suspicious in called])
+    monkeypatch.setattr("jaxpoison.jobs.scan.scan", lambda *_, **__: outcome)
+    command = ["scan", "--attack", "none", "--quiet", "--workdir", str(tmp_path)]
+    assert main([*command, *options]) == status
+    assert f"  {status} " in parser_help(["scan"])
+
+
+def parser_help(command):
+    return command_line(SCRIPT, *command, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "file"), [("run", "result"), ("scan", "scan"), ("repair", "repair")]
+)
+def test_json_is_all_that_is_printed(command, file, ran, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("jaxpoison.jobs.scan.scan", lambda *_, **__: SimpleNamespace(classes=[]))
+    (tmp_path / f"{file}.json").write_text('{"schema": 2, "name": "\\u00e9"}\n')
+    assert main([command, "--attack", "none", "--json", "--workdir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"schema": 2, "name": "é"}
+
+
+def test_help_is_grouped_and_has_every_group_once():
+    for command in ("run", "scan", "repair"):
+        headings = re.findall(r"^(\w[\w ]*):$", parser_help([command]), re.MULTILINE)
+        expected = ["options", "data", "attack", "network", "search", "where and how"]
+        assert [name for name in headings if name in expected] == expected
+    assert re.fullmatch(r"jaxpoison \d+\.\d+\.\S+\n", command_line(SCRIPT, "--version").stdout)
 
 
 def test_pruning_says_what_it_freed(tmp_path, capsys):
