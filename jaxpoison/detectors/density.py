@@ -14,7 +14,7 @@ from jaxpoison._checks import check_integer
 from jaxpoison._sampling import evenly
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.gw.neighbours import nearest_neighbours
-from jaxpoison.gw.pairs import debiased_distances, pair_distances
+from jaxpoison.gw.pairs import debiased_distances, distances_between
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.solver import EntropicGW
 from jaxpoison.gw.spaces import SmallSpaces, measure_spaces
@@ -124,7 +124,9 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
             scores = _scores(graph, np.arange(len(X)), self.groups_, self.min_samples)
         else:
             some, groups = _representatives(self.groups_, len(X))
-            to_some = _between(self.spaces_, np.arange(len(X)), some, solver, self.progress)
+            to_some = distances_between(
+                self.spaces_, np.arange(len(X)), some, solver, progress=self.progress
+            )
             scores = _scores(to_some, some, groups, self.min_samples)
         proposed = np.zeros(len(X), bool)
         for group in self.groups_[1:]:
@@ -150,7 +152,7 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
             chosen: Their indices.
         """
         solver = EntropicGW(self.epsilon_)
-        return _between(self.spaces_, chosen, chosen, solver, False) ** 2
+        return distances_between(self.spaces_, chosen, chosen, solver) ** 2
 
 
 def _distances(
@@ -176,23 +178,6 @@ def _to(others: Int[np.ndarray, "n k"], distances: Float[np.ndarray, "n k"]) -> 
     # No entry, to a sparse matrix, is one of 0: alike heatmaps are kept a little apart.
     values = np.maximum(distances.ravel(), np.finfo(np.float32).tiny)
     return csr_array((values[apart], (rows[apart], columns[apart])), (n, n))
-
-
-def _between(
-    spaces: SmallSpaces,
-    rows: Int[np.ndarray, " a"],
-    columns: Int[np.ndarray, " b"],
-    solver: EntropicGW,
-    progress: bool,
-) -> Float[np.ndarray, "a b"]:
-    """Roots of debiased distances between some spaces and others."""
-    pairs = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
-    both = np.unique(np.concatenate([rows, columns]))
-    own = np.zeros(len(spaces))
-    own[both] = pair_distances(spaces, np.repeat(both[:, None], 2, 1), solver).values
-    values = pair_distances(spaces, np.sort(pairs, 1), solver, progress=progress).values
-    debiased = np.maximum(values - own[pairs].sum(1) / 2, 0)
-    return np.sqrt(np.where(pairs[:, 0] == pairs[:, 1], 0, debiased)).reshape(len(rows), -1)
 
 
 def _representatives(

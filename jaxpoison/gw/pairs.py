@@ -159,6 +159,33 @@ def debiased_distances(
     return debiased
 
 
+def distances_between(
+    spaces: Spaces,
+    rows: Int[np.ndarray, " a"],
+    columns: Int[np.ndarray, " b"],
+    solver: EntropicGW | None = None,
+    *,
+    progress: bool = False,
+) -> Float[np.ndarray, "a b"]:
+    """Roots of debiased distances between some spaces and others.
+
+    Args:
+        spaces: Heatmaps, or quantised ones.
+        rows: Indices of some.
+        columns: Indices of others, or of the same.
+        solver: How the problem is solved.
+        progress: Show a progress bar.
+    """
+    pairs = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+    both = np.unique(np.concatenate([rows, columns]))
+    own = np.zeros(len(spaces))
+    own[both] = pair_distances(spaces, np.repeat(both[:, None], 2, 1), solver).values
+    # The iteration may end elsewhere from the other side: always from the smaller index.
+    values = pair_distances(spaces, np.sort(pairs, 1), solver, progress=progress).values
+    debiased = np.maximum(values - own[pairs].sum(1) / 2, 0)
+    return np.sqrt(np.where(pairs[:, 0] == pairs[:, 1], 0, debiased)).reshape(len(rows), -1)
+
+
 class _Found(NamedTuple):
     values: Float[Array, " k"]
     information: Float[Array, " k"]

@@ -10,7 +10,7 @@ from rich.table import Table
 from jaxpoison._names import shown
 from jaxpoison.evidence.verdict import CASCADE, JUDGE
 from jaxpoison.jobs.outcome import RepairOutcome, RunOutcome, ScanOutcome
-from jaxpoison.report.words import said_of_class, said_of_scan
+from jaxpoison.report.words import said_of_run, said_of_scan
 
 _SHOWN_CLASSES = 5
 
@@ -39,16 +39,8 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
             f"{found.detection.seconds:.1f}",
         )
     console.print(table)
-    verdicts = {name: found.verdict.suspicious for name, found in outcome.findings.items()}
-    for said, answer in (("yes", True), ("no", False), ("cannot tell", None)):
-        names = ", ".join(name for name, verdict in verdicts.items() if verdict is answer)
-        if names:
-            console.print(f"is the class attacked? {said}: {names}", highlight=False)
-    if True not in verdicts.values():
-        console.print("suspects are then no more than the smaller of two clusters")
-    for found in outcome.findings.values():
-        if found.evidence is not None:
-            console.print(said_of_class(found.evidence), highlight=False)
+    for sentence in said_of_run(outcome):
+        console.print(sentence, highlight=False)
     evaluation = outcome.evaluation
     line = f"test accuracy {_percent(evaluation.test_accuracy)} %"
     if evaluation.asr is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -16,10 +17,12 @@ from matplotlib.figure import Figure
 from jaxpoison._files import replace_file, write_text
 from jaxpoison._names import shown
 from jaxpoison._sampling import evenly
+from jaxpoison.datasets.dataset import Dataset
+from jaxpoison.detectors.detection import Detection
 from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.verdict import SUSPICIOUS_FROM, TURNS_FROM
 from jaxpoison.jobs.config import RunConfig
-from jaxpoison.jobs.outcome import RunOutcome, ScanOutcome
+from jaxpoison.jobs.outcome import RunOutcome, ScannedClass, ScanOutcome
 from jaxpoison.jobs.records import config_record
 from jaxpoison.lrp.attributions import ATTRIBUTIONS, explain
 from jaxpoison.metrics import detection_rates
@@ -31,7 +34,8 @@ from jaxpoison.report.figures import (
     training_course,
     trigger_picture,
 )
-from jaxpoison.report.words import said_of_scan
+from jaxpoison.report.gallery import Gallery, gallery
+from jaxpoison.report.words import said_of_attacked, said_of_run, said_of_scan
 from jaxpoison.training.protocols import TrainConfig
 
 _EXAMPLES = 4
@@ -58,6 +62,13 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
             target_name=names[config.target],
             trigger=_trigger(config),
             source_name=_source_name(outcome),
+            sentences=list(said_of_run(outcome)),
+            gallery=_gallery(
+                outcome.data.train,
+                outcome.explained.members,
+                outcome.explained.relevance,
+                detections,
+            ),
             poisoned_images=None if outcome.poisoned is None else int(outcome.poisoned.sum()),
             rates={name: outcome.rates(name) for name in outcome.findings},
             example_figures=_example_figures(outcome),
@@ -78,7 +89,7 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
     """
     train = outcome.data.train
     shown = [scanned for scanned in outcome.classes if scanned.suspicious] or outcome.classes[:1]
-    pictures = []
+    pictures, pages = [], {}
     for scanned in shown[:_CLASSES]:
         name, suspects = train.class_names[scanned.label], scanned.finding.detection.suspects
         for title, group in (("suspects", suspects), ("others", ~suspects)):
@@ -93,6 +104,12 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
             pictures.append(
                 (f"Class {scanned.label} ({name}), {title}", examples(images, relevance, titles))
             )
+        if scanned.suspicious:
+            pages[scanned.label] = _write_class_page(path.parent, outcome, scanned)
+    for stale in path.parent.glob("class-*.html"):
+        # Perhaps an earlier job called it.
+        if stale.name not in pages.values():
+            stale.unlink()
     rates = None
     if outcome.data.backdoor is not None:
         rates = detection_rates(outcome.called, train.poisoned)
@@ -110,7 +127,46 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
             ranking_figure=class_ranking(outcome.classes, train.class_names),
             trigger_figures=_trigger_figures(path.parent, evidence, train.class_names),
             example_figures=pictures,
+            pages=pages,
         ),
+    )
+
+
+def _write_class_page(folder: Path, outcome: ScanOutcome, scanned: ScannedClass) -> str:
+    """A page to look at all images of a class that is called attacked; gives its name."""
+    train, finding = outcome.data.train, scanned.finding
+    labels = train.labels[scanned.members]
+    method = ATTRIBUTIONS[outcome.config.attribution]()
+    found = explain(outcome.trained.model, train.images[scanned.members], labels, method=method)
+    name = f"class-{scanned.label}.html"
+    write_text(
+        folder / name,
+        _template("class.html.jinja").render(
+            scanned=scanned,
+            name=train.class_names[scanned.label],
+            data_name=Path(outcome.config.data).name,
+            sentence=said_of_attacked(scanned, train.class_names),
+            trigger_figures=_trigger_figures(folder, [finding.evidence], train.class_names),
+            gallery=_gallery(
+                train, scanned.members, found.relevance, {finding.detector: finding.detection}
+            ),
+        ),
+    )
+    return name
+
+
+def _gallery(
+    train: Dataset,
+    members: Int[np.ndarray, " n"],
+    relevance: Float[np.ndarray, "n h w c"],
+    detections: Mapping[str, Detection],
+) -> Gallery:
+    return gallery(
+        train.images[members],
+        relevance.sum(-1),
+        [train.ids[k] for k in members],
+        detections,
+        None if train.poisoned is None else train.poisoned[members],
     )
 
 
@@ -231,8 +287,9 @@ def _finalized(value: Any) -> Any:
     return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _picture(figure: Figure) -> Markup:
+def _picture(figure: Figure, what: str) -> Markup:
+    """An image in the page; ``what`` is read out where it is not seen."""
     data = io.BytesIO()
     save_png(figure, data)
     encoded = base64.b64encode(data.getvalue()).decode()
-    return Markup('<img alt="" src="data:image/png;base64,{}">').format(encoded)
+    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(shown(what), encoded)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxpoison.evidence.class_evidence import ClassEvidence
-from jaxpoison.jobs.outcome import ScanOutcome
+from jaxpoison.evidence.verdict import JUDGE
+from jaxpoison.jobs.outcome import RunOutcome, ScannedClass, ScanOutcome
 
 
 def said_of_class(evidence: ClassEvidence) -> str:
@@ -25,6 +26,23 @@ def said_of_class(evidence: ClassEvidence) -> str:
     )
 
 
+def said_of_run(outcome: RunOutcome) -> Iterator[str]:
+    """What a run says of the class it searched, the network's own word first.
+
+    Args:
+        outcome: Of the run.
+    """
+    evidence = [each.evidence for each in outcome.findings.values() if each.evidence is not None]
+    yield from map(said_of_class, evidence)
+    verdicts = {name: each.verdict.suspicious for name, each in outcome.findings.items()}
+    for said, answer in (("attacked", True), ("not attacked", False)):
+        names = [name for name, verdict in verdicts.items() if verdict is answer and name != JUDGE]
+        if names:
+            yield f"By how far two clusters lie apart, the class is {said} to {', '.join(names)}."
+    if not evidence and True not in verdicts.values():
+        yield "No detector that was run calls the class attacked: suspects are one of two clusters."
+
+
 def said_of_scan(outcome: ScanOutcome) -> Iterator[str]:
     """A sentence for every class that is called attacked, or one that says that none is.
 
@@ -34,13 +52,23 @@ def said_of_scan(outcome: ScanOutcome) -> Iterator[str]:
     names = outcome.data.train.class_names
     called = [scanned for scanned in outcome.classes if scanned.suspicious]
     for scanned in called:
-        suspects = int(scanned.finding.detection.suspects.sum())
-        yield (
-            f"Class {scanned.label} ({names[scanned.label]}) is attacked: {suspects} of its "
-            f"{len(scanned.members)} images are called poisoned.{_why(scanned.finding.evidence)}"
-        )
+        yield said_of_attacked(scanned, names)
     if not called:
         yield f"No class is called attacked.{_looked_at(outcome)}"
+
+
+def said_of_attacked(scanned: ScannedClass, names: Sequence[str]) -> str:
+    """A sentence for a class that is called attacked.
+
+    Args:
+        scanned: What a scan found in it.
+        names: Names of all classes.
+    """
+    suspects = int(scanned.finding.detection.suspects.sum())
+    return (
+        f"Class {scanned.label} ({names[scanned.label]}) is attacked: {suspects} of its "
+        f"{len(scanned.members)} images are called poisoned.{_why(scanned.finding.evidence)}"
+    )
 
 
 def _why(evidence: ClassEvidence | None) -> str:

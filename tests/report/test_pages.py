@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import html
 import io
+import json
 import re
 from importlib import import_module
 
@@ -37,7 +38,14 @@ def test_report_is_self_contained(config, tmp_path):
     write_report(tmp_path / "page.html", outcome)
     text = page(tmp_path)
     assert text.count("data:image/png;base64,") == 4
-    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert text.count("data:image/webp;base64,") == 2
+    assert not re.findall(r'src="(?!data:)', text)
+    assert not re.findall(r"url\(\"(?!data:)", text)
+    links = re.findall(r'href="([^"]*)"', text)
+    assert [link.rpartition("/")[2] for link in links] == ["AML.T0020", "AML.T0018"]
+    assert 'alt=""' not in text
+    # The answer comes first.
+    assert text.index("calls the class attacked") < text.index("<h2>All images") < text.index("ACC")
     for name in outcome.findings:
         assert name in text
         assert f"{100 * outcome.rates(name).acc:.2f}" in text
@@ -78,12 +86,34 @@ def test_a_scan_makes_a_page(config, tmp_path, monkeypatch):
     outcome = scan(config, tmp_path, detector="activation_pca")
     write_scan_report(tmp_path / "page.html", outcome)
     text = page(tmp_path)
-    assert "http" not in text.replace("http-equiv", "")
+    assert set(re.findall(r'href="(http[^"]*)/AML', text)) == {"https://atlas.mitre.org/techniques"}
     first = outcome.classes[0]
     name = outcome.data.train.class_names[first.label]
     assert f"Class {first.label} ({name}), suspects" in text
     assert "In truth class 5 was attacked" in text
     assert text.count("<img") >= 3
+
+
+def test_every_class_that_is_called_has_a_page(config, tmp_path):
+    outcome = scan(config, tmp_path, detector="transplant")
+    first = dataclasses.replace(outcome.classes[0], finding=called(outcome.classes[0]))
+    attacked = dataclasses.replace(outcome, classes=(first, *outcome.classes[1:]))
+    write_scan_report(tmp_path / "scan.html", attacked)
+    name = f"class-{first.label}.html"
+    assert (
+        f'<a href="{name}">All images of class {first.label}'
+        in (tmp_path / "scan.html").read_text()
+    )
+    text = (tmp_path / name).read_text()
+    assert f"Class {first.label} (" in text
+    data = json.loads(re.search(r'class="data">(.*?)</script>', text)[1])
+    train = outcome.data.train
+    assert data["names"] == [train.ids[k] for k in first.members]
+    assert sum(data["detectors"]["transplant"]["called"]) == 3
+    # Pages of classes that an earlier scan called go.
+    write_scan_report(tmp_path / "scan.html", dataclasses.replace(outcome, classes=outcome.classes))
+    assert not (tmp_path / name).exists()
+    assert "All images of class" not in (tmp_path / "scan.html").read_text()
 
 
 def test_names_of_classes_are_escaped(config, tmp_path, monkeypatch):
@@ -95,7 +125,7 @@ def test_names_of_classes_are_escaped(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare, "load_data", loaded)
     write_report(tmp_path / "page.html", run(config, tmp_path))
-    assert "<script" not in page(tmp_path)
+    assert "<script>alert" not in page(tmp_path)
 
 
 # As folders and files may be called, and as terminals, pages and pictures stumble over them.
@@ -142,12 +172,20 @@ def test_any_name_is_shown_everywhere(encoding, config, tmp_path, monkeypatch):
 
 def called(scanned):
     """What a scan found in a class, with its three first images called."""
-    detection = scanned.finding.detection
-    labels = (np.arange(len(detection.labels)) < 3).astype(int)
+    found, evidence = scanned.finding, scanned.finding.evidence
+    labels = (np.arange(len(found.detection.labels)) < 3).astype(int)
+    if evidence is not None:
+        # Of the images asked, three turn all hosts.
+        shares = np.where(np.arange(len(evidence.asked)) < 3, 1.0, evidence.shares)
+        flips = evidence.flips.copy()
+        flips[:, :3] = True
+        distinct = np.ones(len(shares), bool)
+        evidence = dataclasses.replace(evidence, shares=shares, flips=flips, distinct=distinct)
     return dataclasses.replace(
-        scanned.finding,
-        detection=dataclasses.replace(detection, labels=labels),
-        separation=dataclasses.replace(scanned.finding.separation, silhouette=0.9),
+        found,
+        detection=dataclasses.replace(found.detection, labels=labels),
+        separation=dataclasses.replace(found.separation, silhouette=0.9),
+        evidence=evidence,
     )
 
 
