@@ -110,7 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted; give the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
     except (ValueError, TypeError, OSError) as error:
-        print(f"jaxpoison: {shown(str(error))}", file=sys.stderr)  # noqa: T201
+        goes_on = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        more = "; what is finished is kept: the same command goes on from there" if goes_on else ""
+        print(f"jaxpoison: {shown(str(error))}{more}", file=sys.stderr)  # noqa: T201
         return 2
 
 

@@ -63,7 +63,7 @@ class WorkDirectory:
         path: The directory; made if it does not exist.
 
     Raises:
-        ValueError: Its name is not UTF-8.
+        ValueError: Its name is not UTF-8, or that of a file.
         OSError: It cannot be made.
     """
 
@@ -78,6 +78,8 @@ class WorkDirectory:
         self.path = path
         self._job = ""
         self._used: list[tuple[str, str]] = []
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file: give another work directory")
         path.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager

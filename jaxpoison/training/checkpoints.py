@@ -13,6 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree
 
+from jaxpoison.models.checkpoint import writing
+
 
 class Checkpoints:
     """The last state of a training and its course so far.
@@ -31,14 +33,15 @@ class Checkpoints:
 
     def save(self, step: int, state: PyTree, course: dict[str, Any]) -> None:
         """Writes a state and the course, JSON values, and drops those before."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_plain(state)),
-                course=ocp.args.JsonSave({"identity": self._identity, "history": course}),
-            ),
-        )
-        self._manager.wait_until_finished()
+        with writing(Path(self._manager.directory), _plain(state)):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_plain(state)),
+                    course=ocp.args.JsonSave({"identity": self._identity, "history": course}),
+                ),
+            )
+            self._manager.wait_until_finished()
 
     def restore(self, like: PyTree) -> tuple[Any, dict[str, Any]] | None:
         """The last state and course; ``None`` where there are none.
