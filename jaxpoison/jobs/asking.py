@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from jaxpoison._sampling import evenly
 from jaxpoison.datasets.dataset import Dataset, Splits
@@ -18,6 +17,7 @@ from jaxpoison.evidence.estimator import Case
 from jaxpoison.evidence.judge import find_carriers
 from jaxpoison.evidence.transplant import Hosts, hosts_for
 from jaxpoison.jobs.artefact import Artefact, Made
+from jaxpoison.jobs.evaluating import classify
 from jaxpoison.jobs.outcome import Carriers, RunOutcome, Trained
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.models.inference import kinds_of, predict
@@ -26,13 +26,6 @@ from jaxpoison.models.inference import kinds_of, predict
 _OF_CLASS = 24
 # Fewest hosts, where there are so many images of other classes.
 _HOSTS = 24
-
-
-def classify(
-    model: nnx.Module, images: UInt8[np.ndarray, "n h w c"], title: str | None, _: Path
-) -> Made:
-    """What the network says of images."""
-    return Made({}, {"logits": predict(model, images, progress=title)})
 
 
 def evidence_of(stage: Artefact | Made) -> ClassEvidence | None:

@@ -1,4 +1,4 @@
-"""How well a network does on test images, and on triggered ones."""
+"""What a network says of images: how well it does on test images, and on triggered ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from flax import nnx
+from jaxtyping import UInt8
 
 from jaxpoison.datasets.dataset import Splits
 from jaxpoison.jobs.artefact import Artefact, Made
@@ -68,3 +69,10 @@ def evaluation_of(stage: Artefact) -> Evaluation:
     by_class = {int(c): share for c, share in stage.values["per_class_asr"].items()}
     values = {**stage.values, "per_class_asr": by_class}
     return Evaluation(**values, seconds=stage.seconds)
+
+
+def classify(
+    model: nnx.Module, images: UInt8[np.ndarray, "n h w c"], title: str | None, _: Path
+) -> Made:
+    """What the network says of images."""
+    return Made({}, {"logits": predict(model, images, progress=title)})
