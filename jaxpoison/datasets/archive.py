@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import lzma
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 _SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
@@ -30,7 +28,8 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    # Of changed bytes, zipfile raises what they happen to lead to.
+    except Exception as error:
         raise ValueError(f"{path} is damaged ({error}): copy or load the archive again") from error
 
 
@@ -52,5 +51,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
                 "again with deflate"
             ) from error
         raise ValueError(f"{where} is encrypted: unzip the archive and give the folder") from error
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise ValueError(f"{where} is damaged ({error}): copy or load the archive again") from error

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxpoison._checks import check_choice, check_fraction, check_integer, set_fields
+from jaxpoison._names import shown
 from jaxpoison.attacks.pgd import PGD
 from jaxpoison.attacks.triggers import AmplitudePattern, Sticker
 from jaxpoison.datasets.loading import DATASETS
@@ -328,7 +329,7 @@ def _check_keys(what: str, values: Any, cls: type) -> None:
         raise TypeError(f"{what} must be a JSON object, found {values!r}")
     known = {each.name for each in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"{what} has unknown keys: {', '.join(unknown)}")
+        raise ValueError(f"{what} has unknown keys: {shown(', '.join(unknown))}")
     if missing := sorted(known - set(values)):
         raise ValueError(f"{what} lacks the keys: {', '.join(missing)}")
 
