@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jaxpoison._checks import check_fraction, check_images, check_integer
+from jaxpoison._checks import check_class, check_fraction, check_integer
 from jaxpoison._sampling import evenly
 from jaxpoison.evidence.class_evidence import ClassEvidence, JudgedGroup
 from jaxpoison.evidence.regions import concentration, window_places, windows_at
@@ -28,6 +28,7 @@ from jaxpoison.evidence.transplant import (
 from jaxpoison.evidence.trigger import recovered_trigger, trigger_distances
 from jaxpoison.evidence.verdict import UNCLEAR_FROM, turns
 from jaxpoison.gw.spaces import constant
+from jaxpoison.models.inference import class_count
 
 # Members of a group that are asked, and class-mates, evenly over all, that are the control.
 _OF_GROUP, _CONTROL = 8, 32
@@ -95,7 +96,7 @@ def judge_class(
         >>> found = jaxpoison.judge_class(model, images, heatmaps, hosts, 5, groups)
         >>> found.verdict.suspicious, np.flatnonzero(found.called)
     """
-    check_images("images", images)
+    label = check_class("label", label, class_count(model, images))
     check_fraction("screened", screened, below_one=False)
     check_integer("screened_by", screened_by, at_least=1)
     check_integer("asked", asked, at_least=1)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
-from jaxpoison._checks import check_images, check_integer
+from jaxpoison._checks import check_class, check_images
 from jaxpoison._precision import in_full_precision
-from jaxpoison.models.inference import predict
+from jaxpoison.models.inference import class_count, predict
 from jaxpoison.parallel import map_batches, over_devices
 
 # Of Jacobi's iteration: a hole of five by five pixels in a corner is then right to a grey level.
@@ -123,12 +123,13 @@ def occlusion(
 
     Raises:
         TypeError: ``label`` is not an integer.
-        ValueError: The shapes do not fit, there are no images, or ``label`` is negative.
+        ValueError: The shapes do not fit, there are no images, or ``label`` is no class of the
+            model.
 
     Example:
         >>> masks = jaxpoison.relevant_windows(relevance[group], 3)
         >>> found = jaxpoison.occlusion(model, images[group], masks, 5)
         >>> found.likely_source, found.source_share
     """
-    check_integer("label", label, at_least=0)
+    label = check_class("label", label, class_count(model, images))
     return Occlusion(label, predict(model, filled(images, masks)).argmax(-1))

@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jaxpoison._checks import check_integer
+from jaxpoison._checks import check_class
 from jaxpoison._precision import in_full_precision
 from jaxpoison.evidence.transplant import Hosts
-from jaxpoison.models.inference import PureModel, evaluation_view, pure
+from jaxpoison.models.inference import PureModel, class_count, evaluation_view, pure
 from jaxpoison.models.surgery import Path, find_module, replace_modules
 from jaxpoison.parallel import map_batches, over_devices
 
@@ -78,13 +78,14 @@ def residual_flips(
 
     Raises:
         TypeError: ``label`` is not an integer.
-        ValueError: There are no residuals, the shapes do not fit, or ``label`` is negative.
+        ValueError: There are no residuals, the shapes do not fit, or ``label`` is no class of the
+            model.
 
     Example:
         >>> residual = jaxpoison.mean_deviation(images, detector.groups_[1])
         >>> jaxpoison.residual_flips(model, residual[None], hosts, 5).mean()
     """
-    check_integer("label", label, at_least=0)
+    label = check_class("label", label, class_count(model, hosts.images))
     if residuals.shape[1:] != hosts.images.shape[1:]:
         raise ValueError(
             f"expected residuals of the hosts' size {hosts.images.shape[1:]}, found "
@@ -141,14 +142,14 @@ def feature_flips(
         TypeError: ``label`` is not an integer.
         ValueError: The model has no such module or does not call it exactly once, the
             deviations have another length than its output, there are none, or ``label`` is
-            negative.
+            no class of the model.
 
     Example:
         >>> outputs = jaxpoison.layer_outputs(model, images, model.feature_layer)
         >>> deviation = jaxpoison.mean_deviation(outputs, detector.groups_[1])
         >>> jaxpoison.feature_flips(model, model.feature_layer, deviation[None], hosts, 5).mean()
     """
-    check_integer("label", label, at_least=0)
+    label = check_class("label", label, class_count(model, hosts.images))
     path = find_module(model, layer)
     graph, state = nnx.split(evaluation_view(model))
     classes = map_batches(

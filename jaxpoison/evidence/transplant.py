@@ -19,7 +19,7 @@ from scipy.stats import permutation_test
 from jaxpoison._checks import check_class, check_images, check_integer
 from jaxpoison._precision import in_full_precision
 from jaxpoison._progress import Bar
-from jaxpoison.models.inference import PureModel, pure
+from jaxpoison.models.inference import PureModel, class_count, pure
 from jaxpoison.parallel import map_batches, over_devices
 
 # Pasted images that go through the network at once, on all devices together; and pairs of images
@@ -130,7 +130,8 @@ def transplant_margins(
 
     Raises:
         TypeError: ``label`` is not an integer, or the images are not ``uint8``.
-        ValueError: There are no images, the shapes do not fit, or ``label`` is negative.
+        ValueError: There are no images, the shapes do not fit, or ``label`` is no class of the
+            model.
 
     Example:
         >>> hosts = jaxpoison.hosts_for(5, train.images, train.labels, logits)
@@ -138,8 +139,7 @@ def transplant_margins(
         >>> margins = jaxpoison.transplant_margins(model, images, masks, hosts, 5)
         >>> (margins > 0).mean(1)  # per image, the share of hosts that turn into class 5
     """
-    check_integer("label", label, at_least=0)
-    check_images("images", images)
+    label = check_class("label", label, class_count(model, images))
     if masks.shape != images.shape[:3] or images.shape[1:] != hosts.images.shape[1:]:
         raise ValueError(
             "expected one mask per image and hosts of the same size, found images "

@@ -10,15 +10,18 @@ from jaxpoison import (
     InputTimesGradient,
     conservation,
     explain,
+    feature_flips,
     hosts_for,
     judge_class,
     layer_outputs,
     layer_relevance,
+    occlusion,
     perturbed,
     predict,
     pure,
     recovered_trigger,
     relevance_function,
+    residual_flips,
     transplant_margins,
     trigger_distances,
 )
@@ -426,3 +429,31 @@ def test_integers_are_no_images_of_a_relevance_function(pixels):
     for wrong in (pixels, pixels.astype(np.int32)):
         with pytest.raises(TypeError, match="floats in .*, found u?int.*divide pixels .* by 255"):
             relevance_function(Network())(wrong)
+
+
+ASKED_ABOUT = {
+    "judge": lambda model, pixels, label: judge_class(
+        model, pixels, MASKS[..., 0, None] + np.eye(8, dtype=np.float32), hosts_of(pixels), label
+    ),
+    "transplants": lambda model, pixels, label: transplant_margins(
+        model, pixels, MASKS, hosts_of(pixels), label
+    ),
+    "occlusion": lambda model, pixels, label: occlusion(model, pixels, MASKS, label),
+    "residuals": lambda model, pixels, label: residual_flips(
+        model, pixels.astype(np.float32), hosts_of(pixels), label
+    ),
+    "features": lambda model, pixels, label: feature_flips(
+        model, "conv", np.zeros((1, 256), np.float32), hosts_of(pixels), label
+    ),
+    "hosts": lambda _, pixels, label: hosts_for(label, pixels, CLASSES, np.eye(4)),
+    "LRP": lambda model, pixels, label: explain(model, pixels, np.full(4, label)),
+    "conservation": lambda model, pixels, label: conservation(model, pixels, np.full(4, label)),
+    "perturbed": lambda model, pixels, label: perturbed(*pure(model), pixels, np.full(4, label)),
+}
+
+
+@pytest.mark.parametrize("way", ASKED_ABOUT)
+def test_classes_that_are_none_are_refused(way, pixels):
+    for label in (-1, 4):
+        with pytest.raises(ValueError, match=r"0 to 3|at least 0"):
+            ASKED_ABOUT[way](Network(), pixels, label)
