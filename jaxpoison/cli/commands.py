@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         goes_on = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
         more = "; what is finished is kept: the same command goes on from there" if goes_on else ""
         print(f"jaxpoison: {shown(str(error))}{more}", file=sys.stderr)  # noqa: T201
@@ -148,6 +148,11 @@ def _run(given: argparse.Namespace) -> int:
     config, started = _config(given), time.perf_counter()
     outcome = run(config, given.workdir, progress=not given.quiet)
     write_report(given.workdir / "report.html", outcome)
+    if given.export == "virelay":
+        from jaxpoison.report.virelay import export_virelay
+
+        project = export_virelay(given.workdir / "virelay", outcome)
+        print(f"for ViRelAy: {shown(str(project))}", file=sys.stderr)  # noqa: T201
     if given.json:
         return _print_json(given.workdir / "result.json")
     print_run(outcome, given.workdir, time.perf_counter() - started)
@@ -289,6 +294,14 @@ def _parser() -> argparse.ArgumentParser:
         if own and command is not _explain:
             more.add_argument(
                 "--json", action="store_true", help="print the results as JSON instead of tables"
+            )
+        if command is _run:
+            more.add_argument(
+                "--export",
+                choices=("virelay",),
+                metavar="VIEWER",
+                help="virelay: also write DIR/virelay/project.yaml and HDF5 files, which ViRelAy "
+                "shows (needs pip install 'jaxpoison[export]')",
             )
         if command is _scan:
             more.add_argument(

@@ -78,7 +78,7 @@ def gallery(
     columns = math.ceil(math.sqrt(len(chosen)))
     data: dict[str, Any] = {
         "names": [shown(names[int(k)]) for k in chosen],
-        "places": _places(heatmaps[chosen]).round(5).tolist(),
+        "places": places(heatmaps[chosen]).round(5).tolist(),
         "detectors": {
             name: {
                 "scores": [float(f"{score:.5g}") for score in found.scores[chosen]],
@@ -111,14 +111,20 @@ def _chosen(n: int, detections: Mapping[str, Detection]) -> Int[np.ndarray, " m"
     return np.union1d(kept, others[evenly(len(others), _MOST - len(kept))])
 
 
-def _places(heatmaps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 2"]:
-    """On the map; constant heatmaps, which have no geometry, in the middle."""
-    places = np.zeros((len(heatmaps), 2))
+def places(heatmaps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 2"]:
+    """Where images stand on the map of a class, by the distances between their heatmaps.
+
+    Constant heatmaps, which have no geometry, stand in the middle.
+
+    Args:
+        heatmaps: Of all images of the class.
+    """
+    found = np.zeros((len(heatmaps), 2))
     told = np.flatnonzero(~constant(heatmaps))
     if len(told) > 1:
         spaces = quantised(measure_spaces(heatmaps[told]), _POINTS)
-        places[told] = scaled(spaces, EntropicGW(critical_epsilon(spaces) / 2))
-    return places
+        found[told] = scaled(spaces, EntropicGW(critical_epsilon(spaces) / 2))
+    return found
 
 
 def _coloured(heatmaps: Float[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3"]:

@@ -82,7 +82,7 @@ def test_a_page_of_many_images_is_light(rng, monkeypatch):
     images = np.cumsum(rng.integers(-9, 10, (n, 32, 32, 3)), 2).clip(-120, 120) + 125
     heatmaps = np.exp(-rng.random((n, 32, 32)) * 9).astype(np.float32)
     detections = {name: found(rng.normal(size=n), rng.random(n) < 0.1) for name in "abcdefghij"}
-    monkeypatch.setattr(module, "_places", lambda heatmaps: rng.normal(size=(len(heatmaps), 2)))
+    monkeypatch.setattr(module, "places", lambda heatmaps: rng.normal(size=(len(heatmaps), 2)))
     names = [f"train/0000{k % 43}/0000{k}_000{k % 30}.png" for k in range(n)]
     shown = gallery(images.astype(np.uint8), heatmaps, names, detections, rng.random(n) < 0.1)
     assert len(shown.data) + len(shown.images) + len(shown.heatmaps) < 4.5e6
