@@ -66,7 +66,9 @@ def nearest_neighbours(
     Distances are debiased, as in :func:`debiased_distances`, and their roots taken. Few spaces are
     compared pair by pair. With many, candidates are those with alike distances to landmarks;
     they are measured, and then neighbours of neighbours, in turn (NN-descent: Dong, Moses, Li
-    2011). Pairs that are measured and memory grow linearly; only the comparison of vectors of
+    2011). Pairs that are measured and memory grow a little faster than the number of spaces: 419 a
+    heatmap for 2,000 of GTSRB, of whose ten nearest 99.8 % are found, 901 for 20,000 and 98.6 %
+    (14 and 254 s on two cores; experiments/results/neighbours). Only the comparison of vectors of
     64 landmarks grows with the square. Pairs are split over this process's devices.
 
     Args:
