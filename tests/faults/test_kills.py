@@ -20,7 +20,7 @@ import pytest
 KILLS = int(os.environ.get("JAXPOISON_KILLS", "1"))
 OPTIONS = ["--rate", "0.25", "--epochs", "4", "--quiet"]
 JOBS = {
-    "run": ["run", "--detectors", "raw_pca,heatmap_density,transplant", *OPTIONS],
+    "run": ["run", "--detectors", "raw_pca,heatmap_density", *OPTIONS],
     "scan": ["scan", *OPTIONS],
     "repair": ["repair", "--rounds", "1", *OPTIONS],
 }

@@ -132,8 +132,7 @@ def test_names_of_classes_are_escaped(config, tmp_path, monkeypatch):
 ODD = ("[/b]", "$a_$", "\udce9t\udce9", "a\nb", "标志", "<i>&amp;", "\x1b[31m", ":smile:", "[red]x")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_any_name_is_shown_everywhere(encoding, config, tmp_path, monkeypatch):
+def test_any_name_is_shown_everywhere(config, tmp_path, monkeypatch):
     def renamed(part, where):
         ids = tuple(f"{where}/{ODD[k % len(ODD)]}{k}.png" for k in range(len(part)))
         names = (*ODD, "last")[: part.num_classes]
@@ -144,7 +143,8 @@ def test_any_name_is_shown_everywhere(encoding, config, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "load_data", lambda *_, **__: dataclasses.replace(splits, **parts))
     monkeypatch.setattr(import_module("jaxpoison.evidence.separation"), "_SAMPLE", 16)
     work = tmp_path / "[/b] <i> 标志"
-    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    # A terminal that takes ASCII alone takes least.
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
     monkeypatch.setattr("sys.stdout", out)
     config = dataclasses.replace(config, source=5, target=2)
     ran = run(config, work, progress=True)
@@ -158,7 +158,7 @@ def test_any_name_is_shown_everywhere(encoding, config, tmp_path, monkeypatch):
         write_scan_report(work / "scan.html", shown_all)
         print_scan(shown_all, work, 1.0)
     out.flush()
-    printed = out.buffer.getvalue().decode(encoding)
+    printed = out.buffer.getvalue().decode("ascii")
     written = html.unescape((work / "scan.html").read_text("utf-8"))
     for text in (printed, written):
         for name in ("[/b]", "$a_$", "\\xe9t\\xe9", "a\\nb", "<i>&amp;", ":smile:", "[red]x"):
