@@ -57,9 +57,19 @@ def test_files_hold_what_was_found(exported):
 
 def test_virelays_own_reader_reads_it(exported):
     model = pytest.importorskip("virelay.model", reason="pip install virelay")
-    _, path = exported
+    outcome, path = exported
     project = model.Project(str(path))
     assert project.name.startswith("jaxpoison, class 5")
+    assert len(project.dataset) == len(outcome.explained.members)
+    sample, attribution = project.get_sample(3), project.get_attribution(3)
+    image = outcome.data.train.images[outcome.explained.members[3]]
+    np.testing.assert_array_equal(np.asarray(sample.data).reshape(32, 32, 3), image)
+    name = outcome.data.train.class_names[5]
+    assert [label.name for label in sample.labels] == [name]
+    np.testing.assert_allclose(attribution.data, outcome.explained.relevance[3], rtol=1e-6)
+    assert list(project.get_analysis_methods()) == ["jaxpoison"]
+    clusterings = project.get_analysis_clustering_names("jaxpoison")
+    assert set(clusterings) == {*outcome.findings, "truth"}
 
 
 def test_an_earlier_export_is_replaced(exported):
