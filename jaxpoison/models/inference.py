@@ -42,8 +42,6 @@ _TRAINS = {"train": True, "training": True, "is_training": True, "deterministic"
 
 def _refuse_options(kind: type) -> None:
     """Nothing here knows what to hand over beside images."""
-    if not callable(kind):
-        return
     options = list(inspect.signature(kind.__call__).parameters.values())[2:]
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     for option in options:
