@@ -8,6 +8,7 @@ from .attacks.triggers import Sticker as Sticker
 from .datasets.dataset import Backdoor as Backdoor
 from .datasets.dataset import Dataset as Dataset
 from .datasets.dataset import Splits as Splits
+from .datasets.excluding import without_listed as without_listed
 from .datasets.folder import load_folder as load_folder
 from .datasets.loading import load_data as load_data
 from .datasets.synthetic import synthetic as synthetic

@@ -45,5 +45,5 @@ def test_finds_the_poisoned_images_of_a_real_class(subset, tmp_path, capsys):
         assert heatmap["tpr"] > 0.9
         assert heatmap["acc"] > result["detectors"]["raw_pca"]["acc"]
     assert (tmp_path / "report.html").stat().st_size > 100_000
-    columns = np.loadtxt(tmp_path / "suspects.csv", str, delimiter=",").shape[1]
+    columns = np.loadtxt(tmp_path / "images.csv", str, delimiter=",").shape[1]
     assert columns == 2 + 2 * len(result["detectors"])

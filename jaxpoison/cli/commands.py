@@ -40,8 +40,8 @@ Searches every class of the training images and says which are attacked, which
 images, and by which trigger: the region that explains an image is pasted on images
 of other classes, and the network asked whether they turn into this class. Writes
 scan.html, scan.json, classes.csv (one row per class), clusters.csv (one row per
-image), carriers.csv (images of other classes that carry a trigger) and the trigger of
-every attacked class as a picture into the work directory. --detector names other
+image), suspects.csv (what is called poisoned, whatever its class: a list for --exclude)
+and the trigger of every attacked class as a picture into the work directory. --detector names other
 judges, which rank classes by how far two clusters lie apart. Takes the options of run
 but --detectors; what run or explain left there with the same options is used, and so
 are classes that were finished before an interruption.
@@ -52,7 +52,7 @@ trigger, trains again without them and searches again, until nothing is called. 
 another --detector, what has activations like its suspects is taken out with them, and
 the new network judges: where it calls more of them one other class than their label,
 they stay out; otherwise they go back in and it ends. Writes repair.json (accuracy and
-attack success of every network), removed.csv and kept.csv (ids and labels) into the
+attack success of every network), removed.csv (a list for --exclude) and kept.csv into the
 work directory. Takes the options of run but --detectors; what run left there is used.
 """
 _PRUNE_DESCRIPTION = """\
@@ -70,7 +70,10 @@ examples:
   jaxpoison scan --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison repair --data gtsrb --rate 0.33 --workdir runs/p33
 
-The work directory gets config.json, result.json, suspects.csv and report.html.
+  jaxpoison run --data photos.zip --attack none --exclude runs/photos/suspects.csv
+
+The work directory gets config.json, result.json, images.csv, suspects.csv and
+report.html.
 """
 _STATUSES = """\
 exit status:

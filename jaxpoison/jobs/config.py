@@ -146,6 +146,8 @@ class RunConfig:
 
     # Options whose values are of a class of their own: by field, what names of options begin with.
     NESTED: ClassVar[Mapping[str, str]] = {"pgd": "pgd"}
+    # Options that files of this schema may lack, being older: the default is what was done then.
+    ADDED: ClassVar[frozenset[str]] = frozenset({"exclude"})
 
     data: str = option(
         "synthetic",
@@ -228,6 +230,13 @@ class RunConfig:
         at_least=1,
         group="data",
     )
+    exclude: str | None = option(
+        None,
+        "leave out of training and search the images that a CSV file names in its column id, such "
+        "as the suspects.csv of a scan",
+        metavar="FILE",
+        group="data",
+    )
     model: str = option("inception", "the network", choices=MODELS, group="network")
     protocol: str = option(
         "fast",
@@ -276,6 +285,7 @@ class RunConfig:
             "schema": CONFIG_SCHEMA,
             **values,
             "data": self.data if named else str(data.resolve()),
+            "exclude": None if self.exclude is None else str(Path(self.exclude).resolve()),
         }
 
     @classmethod
@@ -330,7 +340,7 @@ def _check_keys(what: str, values: Any, cls: type) -> None:
     known = {each.name for each in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{what} has unknown keys: {shown(', '.join(unknown))}")
-    if missing := sorted(known - set(values)):
+    if missing := sorted(known - set(values) - getattr(cls, "ADDED", frozenset())):
         raise ValueError(f"{what} lacks the keys: {', '.join(missing)}")
 
 

@@ -105,6 +105,18 @@ class RunOutcome:
         known = self.data.train.poisoned
         return None if known is None else known[self.explained.members]
 
+    @property
+    def called(self) -> Bool[np.ndarray, " n"]:
+        """Which of the searched images are called poisoned.
+
+        By the network's own word where it was asked, else by all detectors to which the class
+        is attacked; none where it is attacked to none of them.
+        """
+        asked = [found for found in self.findings.values() if found.evidence is not None]
+        calling = [f for f in asked or self.findings.values() if f.verdict.suspicious is True]
+        suspects = [found.detection.suspects for found in calling]
+        return np.any([np.zeros(len(self.explained.members), bool), *suspects], axis=0)
+
     def rates(self, detector: str) -> DetectionRates:
         """How right a detector's suspects are; all ``None`` where the truth is not known."""
         return detection_rates(self.findings[detector].detection.suspects, self.poisoned)
@@ -213,6 +225,15 @@ class ScanOutcome:
                 called[scanned.members[scanned.finding.detection.suspects]] = True
             if scanned.carriers is not None:
                 called[scanned.carriers.train] = True
+        return called
+
+    @property
+    def called_validation(self) -> Bool[np.ndarray, " v"]:
+        """Which validation images carry the trigger of an attacked class."""
+        called = np.zeros(len(self.data.validation), bool)
+        for scanned in self.classes:
+            if scanned.carriers is not None:
+                called[scanned.carriers.validation] = True
         return called
 
     @property

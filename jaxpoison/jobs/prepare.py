@@ -20,6 +20,7 @@ from jaxpoison.attacks.pgd import perturbed
 from jaxpoison.attacks.triggers import AmplitudePattern, Sticker, Trigger
 from jaxpoison.datasets.cache import cache_directory
 from jaxpoison.datasets.dataset import Splits
+from jaxpoison.datasets.excluding import without_listed
 from jaxpoison.datasets.loading import load_data
 from jaxpoison.jobs.artefact import Artefact, Made
 from jaxpoison.jobs.config import RunConfig
@@ -43,11 +44,13 @@ def prepare(config: RunConfig, work: WorkDirectory, progress: bool) -> tuple[Spl
 
     Raises:
         ValueError: The configuration does not fit the data.
-        FileNotFoundError: There are no data at the given path.
+        FileNotFoundError: There are no data at the given path, or no list of images to exclude.
     """
     clean = _loaded(config, progress)
     _check_attack_fits(config, clean)
     data = _attacked(config, clean, work, progress)
+    if config.exclude is not None:
+        data = without_listed(data, config.exclude)
     return data, settings_for(config, data, config.seed)
 
 

@@ -37,10 +37,11 @@ SCHEMA = 2
 
 
 def config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
-    """The configuration, its data by their name alone, and how it trains."""
+    """The configuration, files by their name alone, and how it trains."""
     training = dataclasses.asdict(settings)
+    exclude = None if config.exclude is None else Path(config.exclude).name
     return {
-        "config": {**config.record(), "data": Path(config.data).name},
+        "config": {**config.record(), "data": Path(config.data).name, "exclude": exclude},
         "training": {key: training[key] for key in _TRAINING},
     }
 
@@ -121,8 +122,8 @@ def _finding_record(found: Finding, rates: DetectionRates, of_scores: ScoreRates
     }
 
 
-def suspects_table(outcome: RunOutcome) -> str:
-    """The content of ``suspects.csv``: by image, every detector's cluster and score."""
+def images_table(outcome: RunOutcome) -> str:
+    """The content of ``images.csv``: by image, every detector's cluster and score."""
     train = outcome.data.train
     header = ["id", "label"]
     header += [f"{name}_{what}" for name in outcome.findings for what in ("cluster", "score")]
@@ -260,17 +261,18 @@ def clusters_table(outcome: ScanOutcome) -> str:
     return csv_text(("id", "class", "cluster", "score"), rows)
 
 
-def carriers_table(outcome: ScanOutcome) -> str:
-    """The content of ``carriers.csv``: what carries a trigger outside the attacked class."""
-    rows = []
-    for scanned in outcome.classes:
-        if scanned.carriers is None:
-            continue
-        for part in ("train", "validation"):
-            data = getattr(outcome.data, part)
-            for index in getattr(scanned.carriers, part):
-                rows.append((part, data.ids[index], int(data.labels[index]), scanned.label))
-    return csv_text(("part", "id", "class", "trigger_of"), rows)
+def suspects_of_run(outcome: RunOutcome) -> str:
+    """The content of ``suspects.csv`` after a run: images of the searched class to leave out."""
+    members = outcome.explained.members[outcome.called]
+    return listed(train=outcome.data.train.take(members))
+
+
+def suspects_of_scan(outcome: ScanOutcome) -> str:
+    """The content of ``suspects.csv`` after a scan: images to leave out, whatever their class."""
+    return listed(
+        train=outcome.data.train.take(outcome.called),
+        validation=outcome.data.validation.take(outcome.called_validation),
+    )
 
 
 def repair_record(outcome: RepairOutcome) -> dict[str, Any]:
@@ -315,14 +317,18 @@ def _removal_record(removal: Removal) -> dict[str, Any]:
     }
 
 
-def listed(*data: Dataset) -> str:
-    """The content of ``removed.csv`` and the like: ids and labels."""
+def listed(**parts: Dataset) -> str:
+    """Names and labels of images, as :func:`jaxpoison.without_listed` reads them.
+
+    Args:
+        **parts: Images of ``train`` and ``validation``.
+    """
     rows = [
-        (name, int(label))
-        for each in data
-        for name, label in zip(each.ids, each.labels, strict=True)
+        (part, name, int(label))
+        for part, data in parts.items()
+        for name, label in zip(data.ids, data.labels, strict=True)
     ]
-    return csv_text(("id", "label"), rows)
+    return csv_text(("part", "id", "label"), rows)
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -55,8 +55,8 @@ def repair(
     networks are trained by the settings of the first. Finished rounds are read from the work
     directory, not trained again.
 
-    Leaves ``repair.json``, ``removed.csv`` and ``kept.csv``: ids and labels of the
-    training images that were taken out, and of the others; and ``removed_validation.csv``.
+    Leaves ``repair.json``, ``removed.csv`` and ``kept.csv``: names and labels of the training
+    and validation images that were taken out, and of the others.
 
     Args:
         config: What to run; the class searched is its target.
@@ -128,10 +128,15 @@ def repair(
             kept,
             versions_of(stages),
         )
-        write_text(workdir / "removed.csv", listed(data.train.take(removed)))
-        write_text(workdir / "kept.csv", listed(data.train.take(~removed)))
         taken_out = [each.removal.validation for each in networks[:kept] if each.removal]
-        write_text(workdir / "removed_validation.csv", listed(*taken_out))
+        names = {name for each in taken_out for name in each.ids}
+        gone = np.array([name in names for name in data.validation.ids])
+        for table, train, validation in (("removed", removed, gone), ("kept", ~removed, ~gone)):
+            parts = {
+                "train": data.train.take(train),
+                "validation": data.validation.take(validation),
+            }
+            write_text(workdir / f"{table}.csv", listed(**parts))
         write_json(workdir / "config.json", config.record())
         write_json(workdir / "repair.json", repair_record(repaired))
         work.finish(trained[kept])

@@ -8,7 +8,7 @@ from jaxpoison._files import write_json, write_text
 from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.outcome import RunOutcome
 from jaxpoison.jobs.prepare import prepare
-from jaxpoison.jobs.records import run_record, suspects_table
+from jaxpoison.jobs.records import images_table, run_record, suspects_of_run
 from jaxpoison.jobs.search import search
 from jaxpoison.jobs.stages import WorkDirectory
 
@@ -16,7 +16,7 @@ from jaxpoison.jobs.stages import WorkDirectory
 def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> RunOutcome:
     """Runs all stages; finished ones are read from the work directory.
 
-    Leaves ``config.json``, ``result.json`` and ``suspects.csv``, and each
+    Leaves ``config.json``, ``result.json``, ``images.csv`` and ``suspects.csv``, and each
     stage's own files under ``stages/``.
 
     Args:
@@ -36,6 +36,7 @@ def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Ru
         outcome = search(config, data, settings, work, progress, config.detectors)
         write_json(workdir / "config.json", config.record())
         write_json(workdir / "result.json", run_record(outcome))
-        write_text(workdir / "suspects.csv", suspects_table(outcome))
+        write_text(workdir / "images.csv", images_table(outcome))
+        write_text(workdir / "suspects.csv", suspects_of_run(outcome))
         work.finish(outcome.trained.stage)
     return outcome

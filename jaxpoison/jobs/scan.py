@@ -26,7 +26,7 @@ from jaxpoison.jobs.explaining import activations
 from jaxpoison.jobs.named import DETECTORS
 from jaxpoison.jobs.outcome import ScannedClass, ScanOutcome, Trained
 from jaxpoison.jobs.prepare import prepare, train_model
-from jaxpoison.jobs.records import carriers_table, classes_table, clusters_table, scan_record
+from jaxpoison.jobs.records import classes_table, clusters_table, scan_record, suspects_of_scan
 from jaxpoison.jobs.search import detected, finding_of
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.models.inference import kinds_of
@@ -53,8 +53,9 @@ def scan(
     One class is worked on at a time; a finished class is not searched again. Classes
     of fewer than twelve images are left out. Leaves ``scan.json``;
     ``classes.csv``, one row per class; ``clusters.csv``, one row per image: id,
-    class, cluster (1 for suspects) and score; and ``carriers.csv``, images outside attacked
-    classes that carry their triggers.
+    class, cluster (1 for suspects) and score; and ``suspects.csv``, the images that are called
+    poisoned, those outside attacked classes that carry their triggers among them: a list for
+    :func:`without_listed`.
 
     Args:
         config: What to run; its target is where the attack goes, its detectors are not used.
@@ -94,7 +95,7 @@ def scan(
         write_json(workdir / "scan.json", scan_record(outcome))
         write_text(workdir / "classes.csv", classes_table(outcome))
         write_text(workdir / "clusters.csv", clusters_table(outcome))
-        write_text(workdir / "carriers.csv", carriers_table(outcome))
+        write_text(workdir / "suspects.csv", suspects_of_scan(outcome))
         work.finish(trained.stage)
     return outcome
 

@@ -75,7 +75,12 @@ def test_a_record_makes_the_configuration_again(tmp_path, monkeypatch):
     # Data on disk are found from wherever the record is read.
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert RunConfig(data="photos").record()["data"] == str(tmp_path / "photos")
+    record = RunConfig(data="photos", exclude="suspects.csv").record()
+    assert record["data"] == str(tmp_path / "photos")
+    assert record["exclude"] == str(tmp_path / "suspects.csv")
+    # Those of before there was such an option.
+    del record["exclude"]
+    assert RunConfig.from_record(record).exclude is None
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ def attacked():
     return Splits(train, few, few, Backdoor(SOURCE, TARGET, few))
 
 
+def validation_of(table):
+    return [row for row in table.read_text().split() if row.startswith("validation")]
+
+
 @pytest.fixture
 def searched(attacked, monkeypatch):
     """Searches that suspect given images, by id; networks that see colours."""
@@ -138,7 +142,8 @@ def test_validation_images_like_the_suspects_are_taken_out_too(searched, tmp_pat
     assert searched.calls[-1] == ("network", 31, 3)
     assert found["networks"][0]["suspects"]["validation_images"] == 1
     assert outcome.rounds[0].removal.validation.ids == ("34",)
-    assert (tmp_path / "removed_validation.csv").read_text() == "id,label\n34,1\n"
+    assert validation_of(tmp_path / "removed.csv") == ["validation,34,1"]
+    assert len(validation_of(tmp_path / "kept.csv")) == 3
     assert found["versions"] == {"jax": "1, 2"}
 
 
@@ -187,8 +192,8 @@ def test_suspects_stay_out_until_they_prove_clean(searched, tmp_path):
         assert {row["id"] for row in csv.DictReader(file)} == {"12", *map(str, range(30, 36))}
     with (tmp_path / "kept.csv").open(newline="") as file:
         kept = list(csv.DictReader(file))
-    assert len(kept) == 29
-    assert kept[0] == {"id": "0", "label": "0"}
+    assert sum(row["part"] == "train" for row in kept) == 29
+    assert kept[0] == {"part": "train", "id": "0", "label": "0"}
     # The network that stands for the directory is the last whose removal stands.
     job = json.loads((tmp_path / "jobs" / "repair.json").read_text())
     assert job["network"] == "network of 29"
@@ -266,7 +271,7 @@ def test_what_evidence_calls_stays_out_and_carriers_with_it(searched, tmp_path):
     assert outcome.ended == "class not suspicious"
     first = found["networks"][0]["suspects"]
     assert (first["by_detector"], first["images"], first["validation_images"]) == (5, 6, 1)
-    assert (tmp_path / "removed_validation.csv").read_text().split()[1:] == ["34,1"]
+    assert validation_of(tmp_path / "removed.csv") == ["validation,34,1"]
     # The last ones look like their label, as those of a label-consistent attack do.
     last = found["networks"][2]["suspects"]
     assert (last["as_label"], last["as_other"]) == (3, 0)

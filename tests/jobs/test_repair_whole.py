@@ -1,5 +1,6 @@
 """A repair with real networks, on small data."""
 
+import csv
 import json
 
 import numpy as np
@@ -22,8 +23,10 @@ def test_a_repair_goes_through_all_stages_and_is_not_made_twice(config, tmp_path
         == outcome.removed.sum()
         == len(train) - len(outcome.rounds[outcome.kept].train)
     )
-    removed = [line.split(",")[0] for line in (tmp_path / "removed.csv").read_text().split()[1:]]
-    assert removed == [train.ids[i] for i in np.flatnonzero(outcome.removed)]
+    rows = list(csv.DictReader((tmp_path / "removed.csv").read_text().splitlines()))
+    assert [row["id"] for row in rows if row["part"] == "train"] == [
+        train.ids[i] for i in np.flatnonzero(outcome.removed)
+    ]
     if len(outcome.rounds) == 1:
         assert outcome.ended == "class not suspicious"
     only()

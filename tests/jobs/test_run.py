@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpoison import Dataset, RunConfig, read_config, run, synthetic, trained_network
+from jaxpoison.evidence.verdict import SUSPICIOUS_FROM
 from jaxpoison.jobs import detecting, explaining, prepare, stages
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.models.inference import predict
@@ -90,7 +91,7 @@ def test_results_have_the_documented_form(config, tmp_path):
     assert layers[-1]["given"] == pytest.approx(1, rel=1e-4)
     assert result["attack"]["poisoned_images"] == outcome.poisoned.sum() == 10
 
-    rows = list(csv.DictReader((tmp_path / "suspects.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
     train = outcome.data.train
     assert [r["id"] for r in rows] == [train.ids[i] for i in np.flatnonzero(members)]
     assert {r["label"] for r in rows} == {"5"}
@@ -375,7 +376,32 @@ def test_a_data_set_without_names_keeps_its_ids(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare, "load_data", loaded)
     outcome = run(config, tmp_path)
-    rows = list(csv.DictReader((tmp_path / "suspects.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
     train = outcome.data.train
     assert [r["id"] for r in rows] == [train.ids[i] for i in outcome.explained.members]
     assert Path(tmp_path / "config.json").is_file()
+
+
+def test_what_is_called_can_be_left_out_of_the_next_run(config, tmp_path, monkeypatch):
+    attacked = dataclasses.replace(config, detectors=("raw_pca", "activation_pca"))
+    table = tmp_path / "first" / "suspects.csv"
+    # However far the clusters lie apart, the class is attacked to no detector, or to one.
+    monkeypatch.setitem(SUSPICIOUS_FROM, "activation_pca", 10.0)
+    assert not run(attacked, tmp_path / "first").called.any()
+    assert table.read_text() == "part,id,label\n"
+    monkeypatch.setitem(SUSPICIOUS_FROM, "activation_pca", 1e-3)
+    first = run(attacked, tmp_path / "first")
+    suspects = first.findings["activation_pca"].detection.suspects
+    np.testing.assert_array_equal(first.called, suspects)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    named = [first.data.train.ids[i] for i in first.explained.members[suspects]]
+    assert [(row["part"], row["id"], row["label"]) for row in rows] == [
+        ("train", name, "5") for name in named
+    ]
+    again = run(dataclasses.replace(attacked, exclude=str(table)), tmp_path / "second")
+    assert set(again.data.train.ids) == set(first.data.train.ids) - set(named)
+    assert again.data.backdoor is not None
+    assert again.trained.stage.key != first.trained.stage.key
+    record = json.loads((tmp_path / "second" / "result.json").read_text())
+    assert record["config"]["exclude"] == "suspects.csv"
+    assert read_config(tmp_path / "second" / "config.json").exclude == str(table)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 from importlib import import_module
 
@@ -7,6 +8,8 @@ import pytest
 
 from jaxpoison import Verdict, gw_kmeans, measure_spaces, quantised, run, scan
 from jaxpoison.jobs import explaining
+from jaxpoison.jobs.outcome import Carriers
+from jaxpoison.jobs.records import suspects_of_scan
 
 pytestmark = pytest.mark.mixes_types
 module = import_module("jaxpoison.jobs.scan")
@@ -55,6 +58,21 @@ def test_all_classes_are_searched_once(config, tmp_path, monkeypatch, only):
     before = (tmp_path / "classes.csv").read_text()
     scan(config, tmp_path, detector="heatmap")
     assert (tmp_path / "classes.csv").read_text() == before
+
+
+def test_what_carries_a_trigger_elsewhere_is_a_suspect_too(config, tmp_path):
+    outcome = scan(config, tmp_path, detector="activation_pca")
+    data, first = outcome.data, outcome.classes[0]
+    others = np.flatnonzero(data.train.labels != first.label)[:2]
+    carried = dataclasses.replace(first, carriers=Carriers(others, np.array([3]), 0.0))
+    found = dataclasses.replace(outcome, classes=(carried, *outcome.classes[1:]))
+    before = {(row["part"], row["id"]) for row in read(tmp_path / "suspects.csv")}
+    (tmp_path / "more.csv").write_text(suspects_of_scan(found))
+    after = {(row["part"], row["id"]) for row in read(tmp_path / "more.csv")}
+    assert before == {("train", data.train.ids[i]) for i in np.flatnonzero(outcome.called)}
+    assert after - before == {("train", data.train.ids[i]) for i in others} | {
+        ("validation", data.validation.ids[3])
+    }
 
 
 def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path, monkeypatch):

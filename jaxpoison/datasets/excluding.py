@@ -1,0 +1,109 @@
+"""Images left out by a list of their names: what was called poisoned, in the next training."""
+
+from __future__ import annotations
+
+import csv
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from jaxpoison._names import shown
+from jaxpoison.datasets.dataset import Dataset, Splits
+
+# Names that a message gives.
+_NAMED = 3
+
+
+def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
+    r"""Data without the images that a table names.
+
+    Such a table is what ``jaxpoison scan`` and ``run`` leave as ``suspects.csv`` and
+    ``repair`` as ``removed.csv``; one of your own needs a column ``id``, with the name of an
+    image in each row, and may have a column ``part``: ``train`` or ``validation``. Without it
+    both are looked through. Test images stay.
+
+    Args:
+        splits: The data.
+        path: Of the table, as CSV.
+
+    Returns:
+        The data, their training and validation images less those that are named. Names
+        that no image has are counted in a warning: an image may have been deleted since.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no table with a column ``id``, names a part there is not, no image has
+            any of its names, or no training image would be left.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> splits = jp.synthetic(train=40, validation=10, test=10)
+        >>> table = pathlib.Path(tempfile.mkdtemp()) / "suspects.csv"
+        >>> _ = table.write_text("part,id\ntrain,train/0\ntrain,train/7\n")
+        >>> len(jp.without_listed(splits, table).train)
+        38
+    """
+    path = Path(path)
+    listed = _read(path)
+    parts = {"train": splits.train, "validation": splits.validation}
+    known = {part: {name: i for i, name in enumerate(data.ids)} for part, data in parts.items()}
+    kept = {part: np.ones(len(data), bool) for part, data in parts.items()}
+    unknown = []
+    for part, name in listed:
+        where = [each for each in ([part] if part else parts) if name in known[each]]
+        for each in where:
+            kept[each][known[each][name]] = False
+        if not where:
+            unknown.append(name)
+    if unknown:
+        some = ", ".join(shown(name) for name in unknown[:_NAMED])
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        said = (
+            f"{len(unknown)} of {len(listed)} names in {shown(str(path))} are of no training or "
+            f"validation image: {some}{more}"
+        )
+        if len(unknown) == len(listed):
+            raise ValueError(f"{said}; names look like {shown(splits.train.ids[0])} here")
+        warnings.warn(said, stacklevel=2)
+    if not kept["train"].any():
+        raise ValueError(f"{shown(str(path))} names all training images: none is left")
+    return Splits(
+        _taken(splits.train, kept["train"]),
+        _taken(splits.validation, kept["validation"]),
+        splits.test,
+        splits.backdoor,
+    )
+
+
+def _taken(data: Dataset, kept: np.ndarray) -> Dataset:
+    return data if kept.all() else data.take(kept)
+
+
+def _read(path: Path) -> list[tuple[str | None, str]]:
+    """The part, where it is known, and the name of every image of a list."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no list of images to exclude at {shown(str(path))}")
+    # Names of files may be no UTF-8; other programs write a mark in front.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        table = csv.DictReader(file)
+        try:
+            columns, rows = table.fieldnames or [], list(table)
+        except csv.Error as error:
+            raise ValueError(f"{shown(str(path))} is no CSV: {error}") from error
+    if "id" not in columns:
+        raise ValueError(
+            f"{shown(str(path))} must have a column id with names of images, found "
+            f"{shown(', '.join(columns)) or 'no columns'}"
+        )
+    found = []
+    for number, row in enumerate(rows, start=2):
+        part, name = row.get("part"), row["id"]
+        if part not in (None, "train", "validation") or not name:
+            raise ValueError(
+                f"row {number} of {shown(str(path))} must name an image, and as part train or "
+                f"validation, found {shown(repr(part))} and {shown(repr(name))}"
+            )
+        found.append((part, name))
+    return found
