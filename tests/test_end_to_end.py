@@ -9,14 +9,15 @@ import pytest
 from jaxpoison.cli import main
 
 pytestmark = pytest.mark.mixes_types
-CLASSES = (1, 5, 12, 38)
+# As many as the rendered signs have, for which all programs are compiled in other tests.
+CLASSES = (0, 1, 5, 6, 16, 19, 20, 21, 24, 27)
 # Every track of 30 consecutive frames lends its first ones.
 FRAMES = {"Training": 6, "Validation": 6, "Testing": 2}
 
 
 @pytest.fixture(scope="module")
 def subset(gtsrb_zip, tmp_path_factory):
-    """Four classes, a few frames of every track."""
+    """Ten classes, a few frames of every track."""
     path = tmp_path_factory.mktemp("data") / "subset.zip"
     with zipfile.ZipFile(gtsrb_zip) as whole, zipfile.ZipFile(path, "w") as part:
         for name in whole.namelist():
@@ -31,13 +32,14 @@ def subset(gtsrb_zip, tmp_path_factory):
 
 def test_finds_the_poisoned_images_of_a_real_class(subset, tmp_path, capsys):
     arguments = ["run", "--data", str(subset), "--workdir", str(tmp_path), "--quiet"]
-    arguments += ["--source", "0", "--target", "1", "--rate", "0.15", "--epochs", "4"]
+    arguments += ["--source", "1", "--target", "2", "--rate", "0.15", "--epochs", "4"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     for name in result["detectors"]:
         assert name in printed
-    assert result["model"]["test_accuracy"] > 0.8
+    # Small classes are few frames of few signs.
+    assert result["model"]["test_accuracy"] > 0.5
     assert result["attack"]["asr"] > 0.9
     for name in ("heatmap", "heatmap_paper", "heatmap_sharp"):
         heatmap = result["detectors"][name]

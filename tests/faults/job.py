@@ -1,5 +1,6 @@
 """A command of jaxpoison on small data and with a small network, as a process of its own."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from small_runs import Small
 
+    # A shell that starts tests in the background has them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_num_cpu_devices", 2)
     MODELS["inception"] = Small  # pyright: ignore[reportArgumentType]
     prepare.load_data = lambda *_, seed, **__: synthetic(
