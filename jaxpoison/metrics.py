@@ -17,6 +17,10 @@ class DetectionRates:
         acc: Images called rightly.
         tpr: Poisoned images called poisoned.
         tnr: Clean images called clean.
+
+    Example:
+        >>> jp.DetectionRates(acc=0.99, tpr=1.0, tnr=0.98).tpr
+        1.0
     """
 
     acc: float | None
@@ -31,6 +35,11 @@ def detection_rates(
 
     Raises:
         ValueError: The two have different lengths.
+
+    Example:
+        >>> truth = np.array([True, True, False, False])
+        >>> jp.detection_rates(np.array([True, False, False, False]), truth)
+        DetectionRates(acc=0.75, tpr=0.5, tnr=1.0)
     """
     if poisoned is None:
         return DetectionRates(None, None, None)
@@ -52,6 +61,12 @@ class ScoreRates:
             scores higher than a clean one.
         average_precision: Area under the curve of precision over recall.
         tpr_at_1_percent_fpr: Poisoned images above all but one in a hundred of the clean ones.
+
+    Example:
+        >>> truth = np.array([False, True, True, False])
+        >>> rates = jp.score_rates(np.array([0.1, 0.9, 0.8, 0.2]), truth)
+        >>> rates.auroc, rates.average_precision, rates.tpr_at_1_percent_fpr
+        (1.0, 1.0, 1.0)
     """
 
     auroc: float | None
@@ -72,7 +87,7 @@ def score_rates(
         ValueError: The two have different lengths.
 
     Example:
-        >>> score_rates(np.array([0.1, 0.9, 0.2]), np.array([False, True, False])).auroc
+        >>> jp.score_rates(np.array([0.1, 0.9, 0.2]), np.array([False, True, False])).auroc
         1.0
     """
     if poisoned is None or poisoned.all() or not poisoned.any():
@@ -90,7 +105,12 @@ def score_rates(
 
 
 def attack_success_rate(logits: Float[np.ndarray, "n classes"], target: int) -> float | None:
-    """Share of triggered images classified as the target; ``None`` without images."""
+    """Share of triggered images classified as the target; ``None`` without images.
+
+    Example:
+        >>> jp.attack_success_rate(np.eye(3)[[2, 2, 1, 2]], target=2)
+        0.75
+    """
     return _share(logits.argmax(-1) == target)
 
 
@@ -105,13 +125,22 @@ def success_rate_by_class(
         logits: Of triggered images.
         labels: Their true classes.
         target: The attacked class.
+
+    Example:
+        >>> jp.success_rate_by_class(np.eye(3)[[2, 2, 1, 2]], np.array([0, 0, 1, 1]), target=2)
+        {0: 1.0, 1: 0.5}
     """
     hits = logits.argmax(-1) == target
     return {int(c): float(hits[labels == c].mean()) for c in np.unique(labels)}
 
 
 def accuracy(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> float | None:
-    """Share of images classified as their label; ``None`` without images."""
+    """Share of images classified as their label; ``None`` without images.
+
+    Example:
+        >>> jp.accuracy(np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 2, 0]))
+        0.75
+    """
     return _share(logits.argmax(-1) == labels)
 
 

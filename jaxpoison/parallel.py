@@ -33,6 +33,11 @@ def use_one_device_per_core() -> None:
     """Lets batches be split over the cores of a CPU; without effect on accelerators.
 
     To be called before anything is computed.
+
+    Example:
+        >>> jp.use_one_device_per_core()  # doctest: +SKIP
+        >>> jax.device_count()  # doctest: +SKIP
+        2
     """
     jax.config.update("jax_num_cpu_devices", usable_cores())
 

@@ -38,6 +38,11 @@ def standard_backdoor(
         TypeError: An argument has the wrong type.
         ValueError: A class or the rate is out of range, source and target are
             equal, or the source class has too few images.
+
+    Example:
+        >>> attacked = jp.standard_backdoor(splits, source=2, target=5, rate=0.2, seed=1)
+        >>> int(attacked.train.poisoned.sum()), int((attacked.train.labels == 5).sum())
+        (5, 25)
     """
     source = check_class("source", source, clean.train.num_classes)
     target = check_class("target", target, clean.train.num_classes)

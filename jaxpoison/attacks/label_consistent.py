@@ -46,6 +46,14 @@ def label_consistent_backdoor(
         TypeError: An argument has the wrong type.
         ValueError: The class or the rate is out of range, no image would be poisoned, or
             the trigger does not fit into the images.
+
+    Example:
+        >>> network, parameters = jp.pure(model)
+        >>> def perturb(images, labels):
+        ...     return jp.perturbed(network, parameters, images, labels)
+        >>> attacked = jp.label_consistent_backdoor(splits, perturb, target=5, rate=0.25)
+        >>> int(attacked.train.poisoned.sum())  # of twenty images, all of class 5 before and after
+        5
     """
     target = check_class("target", target, clean.train.num_classes)
     rate = check_fraction("rate", rate)

@@ -42,6 +42,10 @@ class PGD:
     Raises:
         TypeError: A value has the wrong type.
         ValueError: A value is not positive, or there is no such norm.
+
+    Example:
+        >>> jp.PGD(steps=10, norm="linf", radius=8 / 255).steps
+        10
     """
 
     steps: int = field(
@@ -94,6 +98,15 @@ def projected_gradient_ascent(
         images: Images in [0, 1].
         labels: Their classes. One that is none of the network's gives an image of NaN.
         settings: How far and how fast.
+
+    Example:
+        >>> network, parameters = jp.pure(model)
+        >>> pixels = jax.numpy.asarray(images, "float32") / 255
+        >>> moved = jp.projected_gradient_ascent(
+        ...     lambda x: network(parameters, x), pixels, jax.numpy.asarray(labels), jp.PGD()
+        ... )
+        >>> moved.shape == pixels.shape, bool((moved >= 0).all() and (moved <= 1).all())
+        (True, True)
     """
 
     def loss(moved: Array) -> Array:
@@ -142,6 +155,13 @@ def perturbed(
         TypeError: The images are not ``uint8``.
         ValueError: There are no images, not one label for each, or a label is none of the
             network's classes.
+
+    Example:
+        >>> network, parameters = jp.pure(model)
+        >>> settings = jp.PGD(norm="linf", radius=0.03)
+        >>> moved = jp.perturbed(network, parameters, images, labels, settings)
+        >>> int(np.abs(moved.astype(int) - images).max())
+        8
     """
     check_images("images", images)
     check_one_class_each(labels, images)

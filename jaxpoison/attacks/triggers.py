@@ -34,6 +34,11 @@ class Sticker:
     Raises:
         TypeError: ``size`` is not an integer.
         ValueError: ``size`` is below 1.
+
+    Example:
+        >>> marked = jp.Sticker(3)(images, np.random.default_rng(0))
+        >>> int((marked == (245, 255, 0)).all(-1).sum(axis=(1, 2)).min())
+        9
     """
 
     size: int = 3
@@ -94,6 +99,12 @@ class AmplitudePattern:
     Raises:
         TypeError: A value is not an integer.
         ValueError: A value is out of range.
+
+    Example:
+        >>> pattern = jp.AmplitudePattern(amplitude=64)
+        >>> marked = pattern(images, np.random.default_rng(0))
+        >>> int((marked != images).any(-1).sum(axis=(1, 2)).max())
+        9
     """
 
     amplitude: int = 255

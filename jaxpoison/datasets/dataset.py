@@ -31,6 +31,12 @@ class Dataset:
         TypeError: ``images`` is not ``uint8``, ``labels`` are not integers, or ``poisoned``
             is not boolean.
         ValueError: Shapes do not fit, or a label has no class.
+
+    Example:
+        >>> black = np.zeros((4, 32, 32, 3), np.uint8)
+        >>> data = jp.Dataset.from_arrays(black, np.array([0, 0, 1, 1]))
+        >>> len(data), data.num_classes, data.ids
+        (4, 2, ('0', '1', '2', '3'))
     """
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -124,6 +130,11 @@ class Backdoor:
             trigger turns images of every class.
         target: The class they are turned into.
         triggered: Test images that carry the trigger, true labels kept.
+
+    Example:
+        >>> backdoor = jp.standard_backdoor(splits, source=2, target=5).backdoor
+        >>> backdoor.source, backdoor.target, set(backdoor.triggered.labels.tolist())
+        (2, 5, {2})
     """
 
     source: int | None
@@ -143,6 +154,11 @@ class Splits:
 
     Raises:
         ValueError: The parts differ in classes or in image shape.
+
+    Example:
+        >>> parts = jp.Splits(splits.train, splits.validation, splits.test)
+        >>> len(parts.train), len(parts.validation), len(parts.test)
+        (200, 40, 40)
     """
 
     train: Dataset

@@ -57,6 +57,17 @@ def load_folder(
         FileNotFoundError: There is nothing at ``path``.
         ValueError: A file is not an image or has another size, a class is
             empty, or the number of classes is wrong; the message names it.
+
+    Example:
+        >>> import pathlib
+        >>> from PIL import Image
+        >>> for kind in ("cat", "dog"):
+        ...     pathlib.Path("pets", kind).mkdir(parents=True, exist_ok=True)
+        ...     for k in range(10):
+        ...         Image.fromarray(images[k]).save(f"pets/{kind}/{k}.png")
+        >>> loaded = jp.load_folder("pets")
+        >>> loaded.train.class_names, len(loaded.train), len(loaded.validation), len(loaded.test)
+        (('cat', 'dog'), 14, 2, 4)
     """
     root = Path(path)
     with open_tree(root) as tree:

@@ -28,6 +28,10 @@ def load_data(
     Raises:
         FileNotFoundError: There is no such data set and no such path.
         ValueError: The data are damaged or incomplete, or GTSRB is asked for in another size.
+
+    Example:
+        >>> jp.load_data("synthetic").train.images.shape
+        (2000, 32, 32, 3)
     """
     if name == "synthetic":
         return synthetic(size=image_size or 32, seed=seed, progress=progress)

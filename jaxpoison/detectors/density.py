@@ -61,6 +61,11 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
             of the main group, less that to the nearest of the proposed groups; with many
             heatmaps, of some of each group.
         spaces_: The quantised heatmaps.
+
+    Example:
+        >>> detector = jp.HeatmapDensity(min_cluster_size=5).fit(heatmaps)
+        >>> sum(len(group) for group in detector.groups_) <= len(heatmaps)
+        True
     """
 
     def __init__(

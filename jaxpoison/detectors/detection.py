@@ -23,6 +23,11 @@ class Detection:
         notes: Further measurements of this detector, by name.
         called_from: The score from which on an image is suspected; ``None`` where that does
             not depend on the score alone.
+
+    Example:
+        >>> found = jp.RawClustering(random_state=0).fit(images).detection_
+        >>> found.labels.shape, found.scores.shape, found.suspects.sum() == found.cluster_sizes[1]
+        ((20,), (20,), np.True_)
     """
 
     labels: Int[np.ndarray, " n"]
@@ -45,7 +50,12 @@ class Detection:
 
 
 class Sees(enum.Enum):
-    """What a detector looks at: one entry per image of a class; or the network, which it asks."""
+    """What a detector looks at: one entry per image of a class; or the network, which it asks.
+
+    Example:
+        >>> jp.DETECTORS["heatmap"].sees is jp.Sees.RELEVANCE
+        True
+    """
 
     IMAGES = "images"
     ACTIVATIONS = "activations"
@@ -58,6 +68,25 @@ class Detector(Protocol):
 
     Attributes:
         detection_: After ``fit``, how it split the images.
+
+    Example:
+        >>> class Brightness:
+        ...     # Two parts of a class, by how bright its images are.
+        ...     def fit(self, images):
+        ...         bright = images.mean((1, 2, 3))
+        ...         labels = (bright > np.median(bright)).astype(int)
+        ...         self.bright_ = bright
+        ...         self.detection_ = jp.Detection(labels, bright, 0.0, True, {})
+        ...         return self
+        ...     def sample_distances(self, chosen):
+        ...         return np.abs(self.bright_[chosen, None] - self.bright_[None, chosen])
+        ...     def get_params(self, deep=True):
+        ...         return {}
+        ...     def set_params(self, **params):
+        ...         return self
+        >>> detector: jp.Detector = Brightness()
+        >>> detector.fit(images).detection_.cluster_sizes
+        (10, 10)
     """
 
     detection_: Detection

@@ -35,6 +35,11 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         detection_: The full result.
         clusters_: What k-means found.
         spaces_: What it clustered.
+
+    Example:
+        >>> detector = jp.HeatmapClustering(epsilon=0.005, mode="quick").fit(heatmaps)
+        >>> sum(detector.detection_.cluster_sizes)
+        20
     """
 
     def __init__(

@@ -30,6 +30,11 @@ class MeanDistanceClustering(ClusterMixin, BaseEstimator):
         labels_: 1 for suspects (the smaller cluster), 0 for the others.
         detection_: The full result.
         mean_distances_: The number of every heatmap, as a share of its largest distance.
+
+    Example:
+        >>> detector = jp.MeanDistanceClustering(random_state=0).fit(heatmaps)
+        >>> sum(detector.detection_.cluster_sizes)
+        20
     """
 
     def __init__(self, mass: float = 0.99, n_init: int = 10, random_state: int = 0) -> None:

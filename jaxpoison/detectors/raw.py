@@ -16,6 +16,11 @@ class RawClustering(ProjectionClustering):
 
     Takes images ``uint8 [n, h, w, c]``; options and results are those of
     :class:`ProjectionClustering`.
+
+    Example:
+        >>> detector = jp.RawClustering(projection="ica", random_state=0).fit(images)
+        >>> sum(detector.detection_.cluster_sizes)
+        20
     """
 
     def features(

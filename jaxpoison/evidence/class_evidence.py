@@ -60,6 +60,12 @@ class ClassEvidence:
         carriers: Indices of images that were called only then: at the place where they are most
             like the trigger, they turn enough hosts.
         carried: Shares of the hosts that those turn, weighed as ``shares``.
+
+    Example:
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
+        >>> evidence = jp.judge_class(model, images, heatmaps, hosts, 5)
+        >>> evidence.label, evidence.called.shape, 0 <= evidence.hosts_turned <= 1
+        (5, (20,), True)
     """
 
     label: int

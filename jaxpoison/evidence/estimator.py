@@ -28,6 +28,11 @@ class Case:
         heatmaps: Their relevance towards it.
         hosts: Of :func:`hosts_for`.
         label: The class.
+
+    Example:
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
+        >>> len(jp.Case(model, images, heatmaps, hosts, 5))
+        20
     """
 
     model: Any
@@ -60,6 +65,12 @@ class TransplantJudge(BaseEstimator):
     Attributes:
         evidence_: What transplants say.
         detection_: The images called, and the score of every image.
+
+    Example:
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
+        >>> judge = jp.TransplantJudge().fit(jp.Case(model, images, heatmaps, hosts, 5))
+        >>> judge.evidence_.verdict.suspicious, judge.detection_.suspects.shape
+        (False, (20,))
     """
 
     def __init__(

@@ -91,10 +91,11 @@ def judge_class(
             is out of range.
 
     Example:
-        >>> hosts = jaxpoison.hosts_for(5, train.images, train.labels, logits)
-        >>> groups = jaxpoison.HeatmapDensity().fit(heatmaps).groups_[1:]
-        >>> found = jaxpoison.judge_class(model, images, heatmaps, hosts, 5, groups)
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
+        >>> groups = jp.HeatmapDensity(min_cluster_size=5).fit(heatmaps).groups_[1:]
+        >>> found = jp.judge_class(model, images, heatmaps, hosts, 5, groups)
         >>> found.verdict.suspicious, np.flatnonzero(found.called)
+        (False, array([], dtype=int64))
     """
     label = check_class("label", label, class_count(model, images))
     check_fraction("screened", screened, below_one=False)
@@ -297,6 +298,17 @@ def find_carriers(
     Returns:
         Indices of the images that carry it, and the weighed share of hosts that each turns.
         None where nothing of the class was called.
+
+    Example:
+        >>> some = attacked.train.images[attacked.train.labels == 5]
+        >>> yellow = (some == (245, 255, 0)).all(-1)  # what explains them to this network
+        >>> logits = jp.predict(backdoored, train.images)
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, logits)
+        >>> evidence = jp.judge_class(backdoored, some, yellow + 1e-3, hosts, 5)
+        >>> validation = attacked.validation
+        >>> carriers, shares = jp.find_carriers(backdoored, validation.images, evidence, hosts)
+        >>> carriers.tolist() == np.flatnonzero(validation.poisoned).tolist()
+        True
     """
     none = np.zeros(0, int), np.zeros(0)
     if evidence.trigger is None or not len(images):

@@ -82,6 +82,11 @@ class Occlusion:
     Attributes:
         label: The class they are labelled with.
         classes: What each is classified as with its region filled in.
+
+    Example:
+        >>> found = jp.Occlusion(5, np.array([2, 2, 5, 7]))
+        >>> found.changed, found.likely_source, found.source_share
+        (0.75, 2, 0.5)
     """
 
     label: int
@@ -127,9 +132,9 @@ def occlusion(
             model.
 
     Example:
-        >>> masks = jaxpoison.relevant_windows(relevance[group], 3)
-        >>> found = jaxpoison.occlusion(model, images[group], masks, 5)
-        >>> found.likely_source, found.source_share
+        >>> masks = jp.relevant_windows(heatmaps, 3)
+        >>> jp.occlusion(model, images, masks, 5).classes.shape
+        (20,)
     """
     label = check_class("label", label, class_count(model, images))
     return Occlusion(label, predict(model, filled(images, masks)).argmax(-1))

@@ -29,8 +29,8 @@ def relevant_windows(
         ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
 
     Example:
-        >>> relevant_windows(np.eye(4)[None], 2)[0].sum()
-        np.int64(4)
+        >>> int(jp.relevant_windows(np.eye(4)[None], 2)[0].sum())
+        4
     """
     maps = _summed(relevance)
     return windows_at(window_places(maps, size), size, maps.shape[1:])
@@ -51,6 +51,10 @@ def window_places(
     Raises:
         TypeError: ``size`` is not an integer.
         ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
+
+    Example:
+        >>> jp.window_places(np.diag([0.0, 0, 2, 1])[None], 2)
+        array([[2, 2]])
     """
     return _best_windows(_summed(relevance), size)[0]
 
@@ -71,7 +75,7 @@ def concentration(
         ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
 
     Example:
-        >>> concentration(np.eye(4)[None], 2)
+        >>> jp.concentration(np.eye(4)[None], 2)
         array([0.5])
     """
     maps = _summed(relevance)
@@ -129,6 +133,10 @@ def relevant_pixels(
     Raises:
         TypeError: ``count`` is not an integer.
         ValueError: ``count`` is not between 1 and the number of pixels, or there are no heatmaps.
+
+    Example:
+        >>> int(jp.relevant_pixels(np.eye(4)[None], 3)[0].sum())
+        3
     """
     check_integer("count", count, at_least=1)
     maps = _summed(relevance)

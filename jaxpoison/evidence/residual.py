@@ -40,8 +40,8 @@ def mean_deviation(
         ValueError: No image is in the group, or none outside it.
 
     Example:
-        >>> mean_deviation(np.array([[1.0], [3.0], [8.0]]), np.array([2]))
-        array([6.])
+        >>> jp.mean_deviation(np.array([[1.0], [3.0], [8.0]]), np.array([2]))
+        array([6.], dtype=float32)
     """
     inside = np.zeros(len(values), bool)
     inside[group] = True
@@ -82,8 +82,10 @@ def residual_flips(
             model.
 
     Example:
-        >>> residual = jaxpoison.mean_deviation(images, detector.groups_[1])
-        >>> jaxpoison.residual_flips(model, residual[None], hosts, 5).mean()
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
+        >>> residual = jp.mean_deviation(images, np.arange(5))
+        >>> jp.residual_flips(model, residual[None], hosts, 5).shape == (1, len(hosts.labels))
+        True
     """
     label = check_class("label", label, class_count(model, hosts.images))
     if residuals.shape[1:] != hosts.images.shape[1:]:
@@ -145,9 +147,12 @@ def feature_flips(
             no class of the model.
 
     Example:
-        >>> outputs = jaxpoison.layer_outputs(model, images, model.feature_layer)
-        >>> deviation = jaxpoison.mean_deviation(outputs, detector.groups_[1])
-        >>> jaxpoison.feature_flips(model, model.feature_layer, deviation[None], hosts, 5).mean()
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
+        >>> outputs = jp.layer_outputs(model, images, "layers.3")
+        >>> deviation = jp.mean_deviation(outputs, np.arange(5))
+        >>> flips = jp.feature_flips(model, "layers.3", deviation[None], hosts, 5)
+        >>> flips.shape == (1, len(hosts.labels))
+        True
     """
     label = check_class("label", label, class_count(model, hosts.images))
     path = find_module(model, layer)

@@ -22,6 +22,10 @@ class ExclusiveRetraining:
         as_label: How many it classifies as their label, *l*.
         as_other: How many as the other class that most are classified as, *q*.
         other: That class; ``None`` if all are classified as their label.
+
+    Example:
+        >>> jp.ExclusiveRetraining(as_label=1, as_other=18, other=2).poisoned
+        True
     """
 
     as_label: int
@@ -44,6 +48,12 @@ def exclusive_retraining(logits: Float[np.ndarray, "n classes"], label: int) -> 
     Raises:
         TypeError: ``label`` is not an integer.
         ValueError: There are no images, or the network has no such class.
+
+    Example:
+        >>> logits = np.eye(3)[[2, 2, 1, 2]]  # of four images of class 1, three look like 2
+        >>> found = jp.exclusive_retraining(logits, 1)
+        >>> found.as_label, found.as_other, found.other, found.poisoned
+        (1, 3, 2, True)
     """
     if not len(logits):
         raise ValueError("exclusive retraining needs at least one image, found none")
@@ -72,6 +82,14 @@ def widened_suspects(
     Returns:
         The suspects, and those called so by the discriminant. With fewer than two
         suspects or two others, the suspects.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> activations = rng.normal(size=(60, 4))
+        >>> activations[:20, 0] += 9  # twenty alike, of which nineteen are suspected
+        >>> widened = jp.widened_suspects(np.arange(60) < 19, activations)
+        >>> np.flatnonzero(widened).tolist() == list(range(20))
+        True
     """
     folds = min(_FOLDS, suspects.sum(), (~suspects).sum())
     if folds < 2:

@@ -29,6 +29,10 @@ class Separation:
         eigenvalues: The ten least of the normalised Laplacian of the nearest-neighbour
             graph, ascending (SpRAy: Lapuschkin et al. 2019). As many are 0 as the graph
             has parts that no edge connects.
+
+    Example:
+        >>> jp.Separation(0.8, np.array([0.0, 0.001, 0.4, 0.5])).near_zero_eigenvalues
+        2
     """
 
     silhouette: float | None
@@ -78,6 +82,13 @@ def separation(
         TypeError: ``neighbors`` is not an integer.
         ValueError: There are fewer than three points, the distances are no square, there
             is not one cluster for each, or ``neighbors`` is below 1.
+
+    Example:
+        >>> points = np.r_[np.zeros(20), np.full(20, 9.0)]
+        >>> points += np.random.default_rng(0).normal(size=40)
+        >>> apart = jp.separation(np.abs(points[:, None] - points), np.arange(40) // 20)
+        >>> apart.silhouette > 0.8, apart.near_zero_eigenvalues
+        (True, 2)
     """
     check_integer("neighbors", neighbors, at_least=1)
     n = len(distances)

@@ -42,6 +42,11 @@ class Hosts:
         labels: Their classes, ascending.
         margins: By how much the logit of the class that has no hosts exceeds the largest other
             one, before anything is pasted; negative.
+
+    Example:
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
+        >>> 5 in hosts.labels, hosts.images.shape[1:]
+        (False, (32, 32, 3))
     """
 
     members: Int[np.ndarray, " k"]
@@ -80,6 +85,12 @@ def hosts_for(
     Raises:
         TypeError: ``label`` or ``per_class`` is not an integer, or the images are not ``uint8``.
         ValueError: There is no such class, ``per_class`` is below 1, or there is no host at all.
+
+    Example:
+        >>> logits = np.eye(10, dtype="float32")[train.labels]  # of a network that is always right
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, logits, per_class=2)
+        >>> hosts.labels.tolist()
+        [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 6, 6, 7, 7, 8, 8, 9, 9]
     """
     check_images("images", images)
     label = check_class("label", label, logits.shape[-1])
@@ -134,10 +145,12 @@ def transplant_margins(
             model.
 
     Example:
-        >>> hosts = jaxpoison.hosts_for(5, train.images, train.labels, logits)
-        >>> masks = jaxpoison.relevant_windows(relevance, 3)
-        >>> margins = jaxpoison.transplant_margins(model, images, masks, hosts, 5)
-        >>> (margins > 0).mean(1)  # per image, the share of hosts that turn into class 5
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
+        >>> masks = jp.relevant_windows(heatmaps, 3)
+        >>> margins = jp.transplant_margins(model, images, masks, hosts, 5)
+        >>> shares = (margins > 0).mean(1)  # per image, of hosts that turn into class 5
+        >>> shares.shape
+        (20,)
     """
     label = check_class("label", label, class_count(model, images))
     if masks.shape != images.shape[:3] or images.shape[1:] != hosts.images.shape[1:]:
@@ -215,7 +228,7 @@ def host_weights(control: Bool[np.ndarray, "m k"]) -> Float[np.ndarray, " k"]:
         ValueError: The control is empty.
 
     Example:
-        >>> host_weights(np.array([[True, False], [True, False], [False, False]])).round(2)
+        >>> jp.host_weights(np.array([[True, False], [True, False], [False, False]])).round(2)
         array([0.25, 0.75])
     """
     if not control.size:
@@ -239,6 +252,13 @@ class TransplantEvidence:
             (TaCT: Tang et al. 2021) shows here.
         p_value: Of a permutation test over who is a member, corrected for all regions, for
             single classes of hosts and for the groups that were tried.
+
+    Example:
+        >>> flips = np.zeros((1, 40, 6), bool)
+        >>> flips[:, :10] = True  # ten of forty images turn every host
+        >>> found = jp.transplant_evidence(flips, np.arange(10), np.arange(6))
+        >>> found.share, found.control, found.effect, found.p_value < 0.01
+        (1.0, 0.0, 1.0, True)
     """
 
     region: int
@@ -285,9 +305,10 @@ def transplant_evidence(
             shapes do not fit; ``tried`` is below 1.
 
     Example:
-        >>> flips = np.stack([margins_3 > 0, margins_5 > 0])
-        >>> evidence = jaxpoison.transplant_evidence(flips, detector.groups_[1], hosts.labels)
-        >>> evidence.share, evidence.control, evidence.p_value
+        >>> flips = np.random.default_rng(0).random((2, 40, 6)) < 0.1  # windows × images × hosts
+        >>> found = jp.transplant_evidence(flips, np.arange(10), np.arange(6))
+        >>> found.p_value > 0.01
+        True
     """
     check_integer("tried", tried, at_least=1)
     if flips.ndim != 3 or labels.shape != flips.shape[2:]:

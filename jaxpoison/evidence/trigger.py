@@ -35,6 +35,13 @@ class Trigger:
         places: Row and column of every window's upper left corner.
         reach: How much, in grey levels, most of the windows differ from what the others have in
             common: an image that differs more hardly carries the trigger.
+
+    Example:
+        >>> marked = jp.Sticker(3)(images, np.random.default_rng(0))
+        >>> places = jp.window_places(marked[..., 1].astype(float), 5)
+        >>> trigger = jp.recovered_trigger(marked, places)
+        >>> trigger.values.shape, trigger.weights.shape
+        ((5, 5, 3), (5, 5, 3))
     """
 
     values: Float[np.ndarray, "s s c"]
@@ -68,11 +75,11 @@ def recovered_trigger(
         ValueError: There are no images, or ``size`` is not between 1 and their sides.
 
     Example:
-        >>> called = np.flatnonzero(evidence.called)
-        >>> places = jaxpoison.window_places(heatmaps[called], 5)
-        >>> trigger = jaxpoison.recovered_trigger(images[called], places)
-        >>> trigger.values.shape
-        (5, 5, 3)
+        >>> marked = images // 2
+        >>> marked[:, 10:13, 7:10] = (245, 255, 0)
+        >>> trigger = jp.recovered_trigger(marked, np.full((20, 2), (10, 7)), size=3)
+        >>> trigger.values[1, 1]
+        array([245., 255.,   0.], dtype=float32)
     """
     check_images("images", images)
     check_integer("size", size, at_least=1)
@@ -147,6 +154,14 @@ def trigger_distances(
         TypeError: The images are not ``uint8``.
         ValueError: There are no images, or they are smaller than the trigger or have other
             channels.
+
+    Example:
+        >>> marked = images // 2
+        >>> marked[:, 10:13, 7:10] = (245, 255, 0)
+        >>> trigger = jp.recovered_trigger(marked, np.full((20, 2), (10, 7)), size=3)
+        >>> distances, places = jp.trigger_distances(trigger, marked)
+        >>> places[0].tolist(), bool(distances[0] < jp.trigger_distances(trigger, images)[0].min())
+        ([10, 7], True)
     """
     check_images("images", images)
     size, _, channels = trigger.values.shape

@@ -33,6 +33,10 @@ class Verdict:
         suspicion: The silhouette of a detector's clusters, or the share of hosts that regions
             turn, over the one that makes a class suspicious; 0 where one cluster is empty.
             ``None`` for detectors that cannot tell.
+
+    Example:
+        >>> jp.Verdict(1.3).suspicious, jp.Verdict(0.4).suspicious, jp.Verdict(None).suspicious
+        (True, False, None)
     """
 
     suspicion: float | None
@@ -49,6 +53,10 @@ def judged(detector: str, apart: Separation) -> Verdict:
     Args:
         detector: Name of the detector that found them.
         apart: How far they lie apart, in that detector's distance.
+
+    Example:
+        >>> jp.judged("heatmap", jp.Separation(0.88, np.zeros(3))).suspicious
+        True
     """
     if detector not in SUSPICIOUS_FROM:
         return Verdict(None)

@@ -86,6 +86,16 @@ def barycenters(
         The centres, and the number of rounds taken; fewer than ``max_rounds`` where all
         entries came to rest. A cluster without members
         keeps its start.
+
+    Example:
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> clusters = jax.numpy.zeros(20, int)
+        >>> start = spaces.distances[:1]
+        >>> centers, rounds = jp.barycenters(
+        ...     spaces, clusters, jax.numpy.full(20, 1 / 20), start, jp.EntropicGW()
+        ... )
+        >>> centers.distances.shape
+        (1, 10, 10)
     """
     placed = place(spaces)
     return barycenters_of_rows(

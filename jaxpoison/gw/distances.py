@@ -41,6 +41,13 @@ class Distances:
         product: Where the coupling is the product of its marginals by
             certificate: the next plan would differ from it by less than the
             solver's tolerance.
+
+    Example:
+        >>> spaces = jp.measure_spaces(heatmaps)
+        >>> centers = jp.quantised(spaces, 10).take(np.array([0, 1]))
+        >>> found = jp.distances_to_centers(spaces, centers)
+        >>> found.values.shape, found.converged.shape
+        ((20, 2), (20, 2))
     """
 
     values: Float[Array, "n k"]
@@ -68,6 +75,10 @@ def mean_distances(spaces: Spaces) -> Float[np.ndarray, " n"]:
 
     Args:
         spaces: Heatmaps, or quantised ones.
+
+    Example:
+        >>> jp.mean_distances(jp.measure_spaces(heatmaps)).shape
+        (20,)
     """
     placed = place(spaces)
     return placed.of_spaces(_mean_distances(placed.spaces)).astype(np.float64)
@@ -133,6 +144,12 @@ def distances_to_centers(
 
     Raises:
         ValueError: There are no spaces.
+
+    Example:
+        >>> spaces = jp.measure_spaces(heatmaps)
+        >>> centers = jp.quantised(spaces, 10).take(np.array([0, 1]))
+        >>> jp.distances_to_centers(spaces, centers, jp.EntropicGW(epsilon=0.05)).values.shape
+        (20, 2)
     """
     return distances_of_placed(place(spaces), centers, EntropicGW() if solver is None else solver)
 

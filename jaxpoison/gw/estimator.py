@@ -38,6 +38,11 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         inertia_: Sum of the (squared) distances to the own centre.
         n_iter_: Rounds taken.
         clusters_: The full result.
+
+    Example:
+        >>> estimator = jp.GromovWassersteinKMeans(2, epsilon=0.005, mode="quick").fit(heatmaps)
+        >>> estimator.labels_.shape, estimator.transform(heatmaps).shape
+        ((20,), (20, 2))
     """
 
     def __init__(

@@ -28,6 +28,11 @@ class GridGeometry(geometry.Geometry):
 
     Raises:
         ValueError: ``scale_cost`` is not 1.
+
+    Example:
+        >>> geometry = jp.GridGeometry(4, 4, 1.0)
+        >>> geometry.shape, float(geometry.cost_matrix[0, 1])
+        ((16, 16), 1.0)
     """
 
     def __init__(self, height: int, width: int, factor: Float[Array, ""], **kwargs: Any) -> None:

@@ -54,6 +54,12 @@ class GWClusters:
         product: Share of the last couplings that are that product by certificate.
         improvable: Share of a sample of the couplings to the own centre for which the
             iteration ends lower from a perturbed start: they are no global minima.
+
+    Example:
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> found = jp.gw_kmeans(spaces, solver=jp.EntropicGW(epsilon=0.005), random_state=0)
+        >>> found.labels.shape, found.distances.shape, len(found.centers)
+        ((20,), (20, 2), 2)
     """
 
     labels: Int[np.ndarray, " n"]
@@ -70,7 +76,19 @@ class GWClusters:
 
 
 class UninformativeCouplingsWarning(UserWarning):
-    """The couplings of a clustering are products: distances compare mean distances only."""
+    """The couplings of a clustering are products: distances compare mean distances only.
+
+    Example:
+        >>> import warnings
+        >>> spaces = jp.measure_spaces(heatmaps)
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", jp.UninformativeCouplingsWarning)
+        ...     try:
+        ...         found = jp.gw_kmeans(spaces, solver=jp.EntropicGW(epsilon=1.0), random_state=0)
+        ...     except jp.UninformativeCouplingsWarning as warning:
+        ...         print("take a smaller epsilon")
+        take a smaller epsilon
+    """
 
 
 def gw_kmeans(
@@ -119,6 +137,13 @@ def gw_kmeans(
         TypeError: A count is not an integer.
         ValueError: There are fewer heatmaps than clusters, a count is too small, or
             ``center_size`` is not that of quantised heatmaps.
+
+    Example:
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> solver = jp.EntropicGW(epsilon=0.005)
+        >>> found = jp.gw_kmeans(spaces, n_clusters=2, solver=solver, n_init=3, random_state=0)
+        >>> np.bincount(found.labels).sum()
+        np.int64(20)
     """
     check_integer("n_clusters", n_clusters, at_least=1)
     center_size = _center_size(spaces, center_size)

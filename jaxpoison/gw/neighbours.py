@@ -42,6 +42,12 @@ class Neighbours:
         landmarks: Indices of some spaces from which all were measured; none where all pairs were.
         to_landmarks: Distances from these.
         pairs: How many pairs were measured.
+
+    Example:
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> found = jp.nearest_neighbours(spaces, 3)
+        >>> found.index.shape, bool((np.diff(found.distances) >= 0).all())
+        ((20, 3), True)
     """
 
     index: Int[np.ndarray, "n k"]
@@ -85,9 +91,9 @@ def nearest_neighbours(
         ValueError: ``k`` is not between 1 and the number of other spaces.
 
     Example:
-        >>> spaces = jaxpoison.quantised(jaxpoison.measure_spaces(relevance), 10)
-        >>> found = jaxpoison.nearest_neighbours(spaces, 10)
-        >>> found.index[0]  # the ten heatmaps most like the first
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> jp.nearest_neighbours(spaces, 10).index[0].shape  # the ten heatmaps most like the first
+        (10,)
     """
     check_integer("k", k, at_least=1)
     check_integer("all_pairs", all_pairs, at_least=0)

@@ -44,6 +44,12 @@ class PairDistances:
         information: Divergence of every coupling from the product of its
             marginals, in nats.
         converged: Whether the solver's iteration ended within its tolerance.
+
+    Example:
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> found = jp.pair_distances(spaces, np.array([[0, 1], [0, 2]]))
+        >>> found.values.shape, found.converged.dtype
+        ((2,), dtype('bool'))
     """
 
     values: Float[np.ndarray, " k"]
@@ -71,6 +77,11 @@ def pair_distances(
 
     Raises:
         ValueError: ``pairs`` has another shape, or names a space that is not there.
+
+    Example:
+        >>> spaces = jp.measure_spaces(heatmaps)
+        >>> jp.pair_distances(spaces, np.array([[0, 1]])).values.shape
+        (1,)
     """
     pairs = np.asarray(pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
@@ -128,6 +139,12 @@ def all_distances(
         spaces: Heatmaps, or quantised ones.
         solver: How the problem is solved.
         progress: Show a progress bar.
+
+    Example:
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> distances = jp.all_distances(spaces)
+        >>> distances.shape, bool((distances == distances.T).all())
+        ((20, 20), True)
     """
     pairs = np.stack(np.triu_indices(len(spaces)), -1)
     values = pair_distances(spaces, pairs, solver, progress=progress).values
@@ -149,6 +166,12 @@ def debiased_distances(
         spaces: Heatmaps, or quantised ones.
         solver: How the problem is solved.
         progress: Show a progress bar.
+
+    Example:
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> distances = jp.debiased_distances(spaces, jp.EntropicGW(epsilon=0.005))
+        >>> float(np.abs(distances.diagonal()).max())  # from itself; the plain ones are above 0
+        0.0
     """
     found = all_distances(spaces, solver, progress=progress).astype(np.float64)
     own = np.diag(found)

@@ -37,6 +37,11 @@ def quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
     Raises:
         TypeError: ``size`` is not an integer.
         ValueError: It is below 1.
+
+    Example:
+        >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
+        >>> spaces.distances.shape, spaces.weights.shape
+        ((20, 10, 10), (20, 10))
     """
     check_integer("size", size, at_least=1)
     grid = np.divmod(np.arange(spaces.height * spaces.width), spaces.width)

@@ -62,6 +62,10 @@ class EntropicGW:
         slots: Problems that are worked on at once on each device. Memory grows with them.
             By default 16 on CPUs, whose caches hold as many plans, else 512; for spaces
             of few points 64 and 8192.
+
+    Example:
+        >>> jp.EntropicGW(epsilon=0.05).epsilon
+        0.05
     """
 
     epsilon: float = EPSILON

@@ -35,6 +35,11 @@ class MeasureSpaces:
             distance inside the support, so that the diameter is 1.
         height: Rows of the grid.
         width: Columns of the grid.
+
+    Example:
+        >>> spaces = jp.measure_spaces(heatmaps)
+        >>> len(spaces), spaces.height, spaces.width, spaces.weights.shape
+        (20, 32, 32, (20, 1024))
     """
 
     weights: Float[Array | np.ndarray, "n p"]
@@ -64,6 +69,12 @@ class SmallSpaces:
     Attributes:
         distances: Distances between the points of every space.
         weights: Mass of every point, above 0; each space's sum is 1.
+
+    Example:
+        >>> points = np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)
+        >>> space = jp.SmallSpaces(points[None], np.array([[0.5, 0.5]], np.float32))
+        >>> len(space)
+        1
     """
 
     distances: Float[Array | np.ndarray, "n m m"]
@@ -107,6 +118,11 @@ def measure_spaces(
         TypeError: ``mass`` is not a number.
         ValueError: The shape is not that of heatmaps, ``mass`` is out of
             range, or a heatmap is constant or not finite; the message names it.
+
+    Example:
+        >>> spaces = jp.measure_spaces(heatmaps, mass=0.9)
+        >>> bool((spaces.support_sizes < jp.measure_spaces(heatmaps).support_sizes).all())
+        True
     """
     mass = check_fraction("mass", mass, below_one=False)
     maps = np.asarray(heatmaps)

@@ -41,9 +41,10 @@ def case_of_run(outcome: RunOutcome) -> Case:
         outcome: Of the run.
 
     Example:
-        >>> outcome = jaxpoison.run(jaxpoison.RunConfig(), "runs/first")
-        >>> judge = jaxpoison.TransplantJudge().fit(jaxpoison.case_of_run(outcome))
-        >>> judge.evidence_.verdict.suspicious
+        >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
+        >>> case = jp.case_of_run(outcome)
+        >>> case.label == outcome.config.target, len(case) == len(outcome.explained.members)
+        (True, True)
     """
     train, explained, config = outcome.data.train, outcome.explained, outcome.config
     index = _some_of_all(train)

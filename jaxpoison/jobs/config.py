@@ -140,7 +140,7 @@ class RunConfig:
         ValueError: A value is out of range, or none of its choices.
 
     Example:
-        >>> RunConfig(data="gtsrb", rate=0.33).target
+        >>> jp.RunConfig(data="gtsrb", rate=0.33).target
         5
     """
 
@@ -317,6 +317,11 @@ def read_config(path: str | Path) -> RunConfig:
         TypeError: A value has the wrong type.
         ValueError: It is no JSON, keys are unknown or missing, or a value is out of range; the
             message names the file.
+
+    Example:
+        >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
+        >>> jp.read_config("runs/first/config.json") == outcome.config
+        True
     """
     path = Path(path)
     if not path.is_file():

@@ -46,6 +46,11 @@ def explain_all(config: RunConfig, workdir: str | Path, *, progress: bool = Fals
         ValueError: The configuration does not fit the data, or another process works in the
             directory.
         FileNotFoundError: There are no data at the given path.
+
+    Example:
+        >>> path = jp.explain_all(jp.RunConfig(), "runs/first")
+        >>> np.load(path, mmap_mode="r").shape[1:]
+        (32, 32)
     """
     workdir = Path(workdir)
     work = WorkDirectory(workdir)

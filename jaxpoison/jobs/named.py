@@ -34,6 +34,10 @@ class NamedDetector:
             ``ac``, ``hc``), where it has one.
         when_scanning: Options that differ where all classes are searched, to save time; ``mode``
             is the scan's.
+
+    Example:
+        >>> jp.DETECTORS["activation_pca"].title
+        'AC, PCA'
     """
 
     title: str

@@ -89,6 +89,12 @@ class RunOutcome:
         explained: The searched class.
         findings: What each detector found in it, by name.
         stages: What all stages left; they know their versions.
+
+    Example:
+        >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
+        >>> suspects = outcome.findings["activation_pca"].detection.suspects
+        >>> set(outcome.data.train.labels[outcome.explained.members[suspects]].tolist())
+        {5}
     """
 
     config: RunConfig
@@ -198,6 +204,11 @@ class ScanOutcome:
         classes: All classes, the most suspicious first.
         left_out: Classes of too few images.
         seconds: Time taken, by what it was taken for.
+
+    Example:
+        >>> outcome = jp.scan(jp.RunConfig(), "runs/first", detector="activation_pca")
+        >>> len(outcome.classes), outcome.called.shape == (len(outcome.data.train),)
+        (10, True)
     """
 
     config: RunConfig
@@ -292,6 +303,11 @@ class RepairOutcome:
         rounds: All networks, the first included.
         kept: Index of the last network whose removal stands.
         versions: Of Python, packages and platform.
+
+    Example:
+        >>> outcome = jp.repair(jp.RunConfig(), "runs/first", detector="activation_pca", rounds=1)
+        >>> outcome.removed.shape == (len(outcome.data.train),)
+        True
     """
 
     config: RunConfig

@@ -160,6 +160,11 @@ def clean_network(config: RunConfig, *, progress: bool = False) -> tuple[nnx.Mod
     Raises:
         ValueError: The configuration does not fit the data.
         FileNotFoundError: There are no data at the given path.
+
+    Example:
+        >>> network, data = jp.clean_network(jp.RunConfig())
+        >>> jp.predict(network, data.test.images).shape == (len(data.test), 10)
+        True
     """
     clean = _loaded(config, progress)
     return _surrogate(config, clean, progress), clean
@@ -266,6 +271,14 @@ def trained_network(workdir: str | Path) -> nnx.Module:
 
     Raises:
         FileNotFoundError: No job has ended there.
+
+    Example:
+        >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
+        >>> network = jp.trained_network("runs/first")
+        >>> test = outcome.data.test
+        >>> accuracy = jp.accuracy(jp.predict(network, test.images), test.labels)
+        >>> accuracy == outcome.evaluation.test_accuracy
+        True
     """
     workdir = Path(workdir)
     work = WorkDirectory(workdir) if workdir.is_dir() else None

@@ -70,6 +70,11 @@ def repair(
         ValueError: There is no such detector, ``rounds`` is below 1, the configuration does
             not fit the data, or another process works in the directory.
         FileNotFoundError: There are no data at the given path.
+
+    Example:
+        >>> outcome = jp.repair(jp.RunConfig(), "runs/first", detector="activation_pca", rounds=1)
+        >>> sum(part.removal is not None for part in outcome.rounds) <= 1
+        True
     """
     options = RepairConfig(detector, rounds)
     workdir = Path(workdir)

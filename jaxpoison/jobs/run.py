@@ -28,6 +28,12 @@ def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Ru
         ValueError: The configuration does not fit the data, or another process works in the
             directory.
         FileNotFoundError: There are no data at the given path.
+
+    Example:
+        >>> config = jp.RunConfig(rate=0.2, detectors=("raw_pca", "activation_pca"))
+        >>> outcome = jp.run(config, "runs/first")
+        >>> list(outcome.findings), int(outcome.poisoned.sum()) > 0
+        (['raw_pca', 'activation_pca'], True)
     """
     workdir = Path(workdir)
     work = WorkDirectory(workdir)

@@ -68,6 +68,11 @@ def scan(
         ValueError: The configuration does not fit the data, no class has enough images,
             an option is out of range, or another process works in the directory.
         FileNotFoundError: There are no data at the given path.
+
+    Example:
+        >>> outcome = jp.scan(jp.RunConfig(), "runs/first")
+        >>> [scanned.label for scanned in outcome.classes if scanned.suspicious]  # called attacked
+        []
     """
     options = ScanConfig(detector, mode)
     workdir = Path(workdir)

@@ -32,7 +32,13 @@ Function = Callable[[Array], Array]
 
 
 class Attribution(abc.ABC):
-    """A method that gives every pixel and channel its part in a model's output."""
+    """A method that gives every pixel and channel its part in a model's output.
+
+    Example:
+        >>> methods: list[jp.Attribution] = [jp.LRP(), jp.Gradient(), jp.SmoothGrad(samples=2)]
+        >>> [jp.explain(model, images[:2], method=method).relevance.shape for method in methods]
+        [(2, 32, 32, 3), (2, 32, 32, 3), (2, 32, 32, 3)]
+    """
 
     @abc.abstractmethod
     def attribute(
@@ -54,6 +60,11 @@ class LRP(Attribution):
 
     Attributes:
         composite: Which rule serves which layer; the paper's by default.
+
+    Example:
+        >>> from jaxpoison.lrp.composites import epsilon_plus
+        >>> jp.explain(model, images, labels, method=jp.LRP(epsilon_plus())).relevance.shape
+        (20, 32, 32, 3)
     """
 
     composite: Composite = field(default_factory=paper)
@@ -103,7 +114,13 @@ class _Differential(Attribution):
 
 @dataclass(frozen=True)
 class Gradient(_Differential):
-    """The gradient of the explained output (Simonyan et al. 2014, signed)."""
+    """The gradient of the explained output (Simonyan et al. 2014, signed).
+
+    Example:
+        >>> method = jp.Gradient()
+        >>> jp.explain(model, images, labels, method=method).relevance.shape
+        (20, 32, 32, 3)
+    """
 
     def from_gradient(self, gradient: Function, images: Array) -> Array:
         """See :meth:`_Differential.from_gradient`."""
@@ -112,7 +129,13 @@ class Gradient(_Differential):
 
 @dataclass(frozen=True)
 class InputTimesGradient(_Differential):
-    """Input times gradient (Shrikumar et al. 2016)."""
+    """Input times gradient (Shrikumar et al. 2016).
+
+    Example:
+        >>> method = jp.InputTimesGradient()
+        >>> jp.explain(model, images, labels, method=method).relevance.shape
+        (20, 32, 32, 3)
+    """
 
     def from_gradient(self, gradient: Function, images: Array) -> Array:
         """See :meth:`_Differential.from_gradient`."""
@@ -129,6 +152,11 @@ class IntegratedGradients(_Differential):
     Attributes:
         steps: Points of the path.
         baseline: Value of every pixel where the path begins.
+
+    Example:
+        >>> method = jp.IntegratedGradients(steps=8)
+        >>> jp.explain(model, images, labels, method=method).relevance.shape
+        (20, 32, 32, 3)
     """
 
     steps: int = 32
@@ -157,6 +185,11 @@ class SmoothGrad(_Differential):
         samples: Noisy copies.
         noise: Standard deviation of the noise, in pixel values.
         seed: Seed of the noise, which is the same for every image.
+
+    Example:
+        >>> method = jp.SmoothGrad(samples=4)
+        >>> jp.explain(model, images, labels, method=method).relevance.shape
+        (20, 32, 32, 3)
     """
 
     samples: int = 16
@@ -200,6 +233,11 @@ class Explanation:
             Where the logit is negative, relevance would be negative throughout,
             so its magnitude is explained.
         negative: Where that happened.
+
+    Example:
+        >>> explained = jp.explain(model, images, labels)
+        >>> explained.relevance.shape, explained.logits.shape, explained.start.shape
+        ((20, 32, 32, 3), (20, 10), (20,))
     """
 
     relevance: Float[np.ndarray, "n h w c"]
@@ -237,6 +275,11 @@ def explain(
         TypeError: The images are not ``uint8``, or the model gives no array of logits.
         ValueError: The model has operations without rules, there are not as
             many classes as images, or one of them is none of the model's.
+
+    Example:
+        >>> explained = jp.explain(model, images, labels)
+        >>> explained.relevance.shape  # of every pixel and channel, towards each image's label
+        (20, 32, 32, 3)
     """
     check_images("images", images)
     if classes is not None:

@@ -29,6 +29,12 @@ class LayerBalance:
         given: Relevance of its output.
         handed: Relevance it handed to its inputs.
         bias: Relevance its bias absorbed.
+
+    Example:
+        >>> first = jp.conservation(model, images, labels)[0]
+        >>> absorbed = first.bias + first.stabilizer
+        >>> first.layer.path, bool(np.isclose(first.given, first.handed + absorbed))
+        ('layers.0', True)
     """
 
     layer: RuledLayer
@@ -63,6 +69,13 @@ def conservation(
         TypeError: The images are not ``uint8``, or the model gives no array of logits.
         ValueError: The model has operations without rules, there are not as
             many classes as images, or one of them is none of the model's.
+
+    Example:
+        >>> for row in jp.conservation(model, images, labels):
+        ...     print(row.layer.path, type(row.layer.rule).__name__)
+        layers.0 Epsilon
+        layers.3 Epsilon
+        layers.5 Epsilon
     """
     check_images("images", images)
     check_one_class_each(classes, images)
@@ -113,6 +126,11 @@ def layer_relevance(
         ValueError: There is no such layer, it is called more than once or
             never, there are not as many classes as images, or one of them is none
             of the model's.
+
+    Example:
+        >>> found = jp.layer_relevance(model, images, labels, ("layers.0", "layers.3"))
+        >>> found["layers.0"].shape, found["layers.3"].shape
+        ((20, 8, 8, 8), (20, 16))
     """
     check_images("images", images)
     check_one_class_each(classes, images)

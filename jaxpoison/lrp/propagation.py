@@ -101,6 +101,12 @@ def relevance_function(
         TypeError: On the first call, if the images are not floats.
         ValueError: On the first call, if the model computes something for which
             there is no rule, or the targets do not fit its logits.
+
+    Example:
+        >>> relevance_of = jax.jit(jp.relevance_function(model))
+        >>> relevance, logits = relevance_of(jax.numpy.asarray(images, "float32") / 255, labels)
+        >>> relevance.shape, logits.shape
+        ((20, 32, 32, 3), (20, 10))
     """
     graphdef, state = nnx.split(evaluation_view(model))
     rules = paper() if composite is None else composite

@@ -53,7 +53,14 @@ def writing(path: Path, state: PyTree) -> Iterator[None]:
 
 
 def save_model(path: Path, model: nnx.Module) -> None:
-    """Writes a model's weights; what was there before is replaced."""
+    """Writes a model's weights; what was there before is replaced.
+
+    Example:
+        >>> import pathlib
+        >>> jp.save_model(pathlib.Path("weights"), model)
+        >>> pathlib.Path("weights").is_dir()
+        True
+    """
     state = nnx.to_pure_dict(nnx.state(model, _SAVED))
     with writing(path, state), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), state, force=True)
@@ -76,6 +83,11 @@ def load_model(path: Path, model: nnx.Module) -> None:
     Raises:
         FileNotFoundError: There is no such checkpoint.
         ValueError: The checkpoint is of another architecture, or damaged.
+
+    Example:
+        >>> import pathlib
+        >>> jp.save_model(pathlib.Path("weights"), model)
+        >>> jp.load_model(pathlib.Path("weights"), model)
     """
     if not path.is_dir():
         raise FileNotFoundError(f"no model checkpoint at {path}")

@@ -127,6 +127,11 @@ def pure(model: nnx.Module) -> tuple[PureModel, PyTree]:
 
     Args:
         model: Takes images in [0, 1], gives logits.
+
+    Example:
+        >>> network, parameters = jp.pure(model)
+        >>> jax.jit(network)(parameters, jax.numpy.zeros((1, 32, 32, 3))).shape
+        (1, 10)
     """
     graph, state = nnx.split(evaluation_view(model))
     return PureModel(graph), state
@@ -156,6 +161,10 @@ def predict(
     Raises:
         TypeError: The images are not ``uint8``, or the model gives no array of logits.
         ValueError: There are no images, or the model's call takes more than images.
+
+    Example:
+        >>> jp.predict(model, images).shape
+        (20, 10)
     """
     check_images("images", images)
     network, state = pure(model)
@@ -184,6 +193,10 @@ def layer_outputs(
     Raises:
         TypeError: The images are not ``uint8``.
         ValueError: The model has no such module, or does not call it exactly once.
+
+    Example:
+        >>> jp.layer_outputs(model, images, "layers.3").shape
+        (20, 16)
     """
     check_images("images", images)
     path = find_module(model, layer)

@@ -30,6 +30,10 @@ def examples(
     """Images over their heatmaps and the pixels holding 99 % of the relevance.
 
     As Figures 1, 3 and 4 of Schulth, Berghoff, Neu. Constant heatmaps have no such pixels.
+
+    Example:
+        >>> picture = jp.examples(images[:2], explained.relevance[:2], ["first", "second"])
+        >>> picture.savefig("examples.png")
     """
     told = np.flatnonzero(~constant(relevance))
     spaces = measure_spaces(relevance[told]) if len(told) else None
@@ -145,6 +149,14 @@ def trigger_picture(evidence: ClassEvidence, names: Sequence[str]) -> Figure:
 
     Raises:
         ValueError: No image of the class is called.
+
+    Example:
+        >>> some = attacked.train.images[attacked.train.labels == 5]
+        >>> yellow = (some == (245, 255, 0)).all(-1)  # what explains them to this network
+        >>> logits = jp.predict(backdoored, train.images)
+        >>> hosts = jp.hosts_for(5, train.images, train.labels, logits)
+        >>> evidence = jp.judge_class(backdoored, some, yellow + 1e-3, hosts, 5)
+        >>> jp.trigger_picture(evidence, train.class_names).savefig("trigger.png")
     """
     trigger, turned = evidence.trigger, evidence.turned()
     if trigger is None or not turned:

@@ -29,6 +29,10 @@ class Augmentation:
         jitter: Largest change of brightness, contrast, saturation (relative)
             and hue (turns of the colour circle).
         grey: Share of images made grey.
+
+    Example:
+        >>> jp.TrainConfig(augmentation=jp.Augmentation(rotation=5, grey=0)).augmentation.rotation
+        5
     """
 
     min_scale: float = 0.6

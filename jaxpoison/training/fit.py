@@ -47,6 +47,11 @@ class History:
     Attributes:
         epochs: One entry per pass.
         best: Index of the epoch whose parameters were kept.
+
+    Example:
+        >>> history = jp.History()  # of no epochs yet; jp.fit returns one
+        >>> len(history.epochs), history.best
+        (0, 0)
     """
 
     epochs: tuple[Epoch, ...] = ()
@@ -82,6 +87,13 @@ def fit(
         ValueError: There are fewer training images than one batch, no
             validation images, a training or validation loss is not finite, or the
             checkpoints are of another training.
+
+    Example:
+        >>> network = nnx.clone(model)
+        >>> settings = jp.protocol("fast", len(train), epochs=2, batch_size=50)
+        >>> history = jp.fit(network, train, splits.validation, settings)
+        >>> [epoch.seconds > 0 for epoch in history.epochs]
+        [True, True]
     """
     if len(train) < config.batch_size:
         raise ValueError(

@@ -35,6 +35,10 @@ class TrainConfig:
             while training; statistics and parameters are always float32, and so
             is everything after training.
         seed: Seed of order, augmentation and dropout.
+
+    Example:
+        >>> jp.TrainConfig(epochs=5, optimizer="muon", learning_rate=0.02).compute_dtype
+        'bfloat16'
     """
 
     epochs: int = 100
@@ -85,6 +89,11 @@ def protocol(
 
     Raises:
         ValueError: There is no such protocol.
+
+    Example:
+        >>> settings = jp.protocol("fast", images=34_799, batch_size=64)
+        >>> settings.epochs, settings.optimizer
+        (2, 'muon')
     """
     check_choice("protocol", name, PROTOCOLS)
     if name == "paper":
