@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test fast dev paper clean
+.PHONY: run test fast docs dev paper clean
 
 run: $(VENV)/.installed
 	$(BIN)/jaxpoison run $(ARGS)
@@ -18,6 +18,10 @@ test: $(VENV)/.installed-test
 # What to run while working: within two minutes.
 fast: $(VENV)/.installed-test
 	$(BIN)/pytest -m fast --numprocesses auto --dist loadfile $(ARGS)
+
+# The documentation as a site, in build/site.
+docs: $(VENV)/.installed-test
+	$(BIN)/mkdocs build $(ARGS)
 
 dev: $(VENV)/.installed-test
 	@if command -v uv >/dev/null; then \

@@ -9,7 +9,7 @@ def shown(name: str) -> str:
     Bytes of a file name that are no UTF-8, which Python holds as surrogates, stand as ``\xe9``,
     line feeds as ``\n``. Files keep names as they are.
 
-    Example:
+    Examples:
         >>> shown("caf\udce9\n")
         'caf\\xe9\\n'
     """

@@ -18,7 +18,7 @@ class DetectionRates:
         tpr: Poisoned images called poisoned.
         tnr: Clean images called clean.
 
-    Example:
+    Examples:
         >>> jp.DetectionRates(acc=0.99, tpr=1.0, tnr=0.98).tpr
         1.0
     """
@@ -36,7 +36,7 @@ def detection_rates(
     Raises:
         ValueError: The two have different lengths.
 
-    Example:
+    Examples:
         >>> truth = np.array([True, True, False, False])
         >>> jp.detection_rates(np.array([True, False, False, False]), truth)
         DetectionRates(acc=0.75, tpr=0.5, tnr=1.0)
@@ -62,7 +62,7 @@ class ScoreRates:
         average_precision: Area under the curve of precision over recall.
         tpr_at_1_percent_fpr: Poisoned images above all but one in a hundred of the clean ones.
 
-    Example:
+    Examples:
         >>> truth = np.array([False, True, True, False])
         >>> rates = jp.score_rates(np.array([0.1, 0.9, 0.8, 0.2]), truth)
         >>> rates.auroc, rates.average_precision, rates.tpr_at_1_percent_fpr
@@ -86,7 +86,7 @@ def score_rates(
     Raises:
         ValueError: The two have different lengths.
 
-    Example:
+    Examples:
         >>> jp.score_rates(np.array([0.1, 0.9, 0.2]), np.array([False, True, False])).auroc
         1.0
     """
@@ -107,7 +107,7 @@ def score_rates(
 def attack_success_rate(logits: Float[np.ndarray, "n classes"], target: int) -> float | None:
     """Share of triggered images classified as the target; ``None`` without images.
 
-    Example:
+    Examples:
         >>> jp.attack_success_rate(np.eye(3)[[2, 2, 1, 2]], target=2)
         0.75
     """
@@ -126,7 +126,7 @@ def success_rate_by_class(
         labels: Their true classes.
         target: The attacked class.
 
-    Example:
+    Examples:
         >>> jp.success_rate_by_class(np.eye(3)[[2, 2, 1, 2]], np.array([0, 0, 1, 1]), target=2)
         {0: 1.0, 1: 0.5}
     """
@@ -137,7 +137,7 @@ def success_rate_by_class(
 def accuracy(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> float | None:
     """Share of images classified as their label; ``None`` without images.
 
-    Example:
+    Examples:
         >>> jp.accuracy(np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 2, 0]))
         0.75
     """

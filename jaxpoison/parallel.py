@@ -34,7 +34,7 @@ def use_one_device_per_core() -> None:
 
     To be called before anything is computed.
 
-    Example:
+    Examples:
         >>> jp.use_one_device_per_core()  # doctest: +SKIP
         >>> jax.device_count()  # doctest: +SKIP
         2

@@ -30,6 +30,7 @@ SLOW = frozenset(
         "devices",
         "docs",
         "end_to_end",
+        "examples",
         "explain",
         "fit",
         "gw",
@@ -43,6 +44,7 @@ SLOW = frozenset(
         "readme",
         "run",
         "scan",
+        "site",
         "zennit",
     )
 )

@@ -39,7 +39,7 @@ def standard_backdoor(
         ValueError: A class or the rate is out of range, source and target are
             equal, or the source class has too few images.
 
-    Example:
+    Examples:
         >>> attacked = jp.standard_backdoor(splits, source=2, target=5, rate=0.2, seed=1)
         >>> int(attacked.train.poisoned.sum()), int((attacked.train.labels == 5).sum())
         (5, 25)

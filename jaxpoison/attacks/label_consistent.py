@@ -47,7 +47,7 @@ def label_consistent_backdoor(
         ValueError: The class or the rate is out of range, no image would be poisoned, or
             the trigger does not fit into the images.
 
-    Example:
+    Examples:
         >>> network, parameters = jp.pure(model)
         >>> def perturb(images, labels):
         ...     return jp.perturbed(network, parameters, images, labels)

@@ -43,7 +43,7 @@ class PGD:
         TypeError: A value has the wrong type.
         ValueError: A value is not positive, or there is no such norm.
 
-    Example:
+    Examples:
         >>> jp.PGD(steps=10, norm="linf", radius=8 / 255).steps
         10
     """
@@ -99,7 +99,7 @@ def projected_gradient_ascent(
         labels: Their classes. One that is none of the network's gives an image of NaN.
         settings: How far and how fast.
 
-    Example:
+    Examples:
         >>> network, parameters = jp.pure(model)
         >>> pixels = jax.numpy.asarray(images, "float32") / 255
         >>> moved = jp.projected_gradient_ascent(
@@ -156,7 +156,7 @@ def perturbed(
         ValueError: There are no images, not one label for each, or a label is none of the
             network's classes.
 
-    Example:
+    Examples:
         >>> network, parameters = jp.pure(model)
         >>> settings = jp.PGD(norm="linf", radius=0.03)
         >>> moved = jp.perturbed(network, parameters, images, labels, settings)

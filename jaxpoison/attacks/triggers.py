@@ -35,7 +35,7 @@ class Sticker:
         TypeError: ``size`` is not an integer.
         ValueError: ``size`` is below 1.
 
-    Example:
+    Examples:
         >>> marked = jp.Sticker(3)(images, np.random.default_rng(0))
         >>> int((marked == (245, 255, 0)).all(-1).sum(axis=(1, 2)).min())
         9
@@ -100,7 +100,7 @@ class AmplitudePattern:
         TypeError: A value is not an integer.
         ValueError: A value is out of range.
 
-    Example:
+    Examples:
         >>> pattern = jp.AmplitudePattern(amplitude=64)
         >>> marked = pattern(images, np.random.default_rng(0))
         >>> int((marked != images).any(-1).sum(axis=(1, 2)).max())

@@ -32,7 +32,7 @@ class Dataset:
             is not boolean.
         ValueError: Shapes do not fit, or a label has no class.
 
-    Example:
+    Examples:
         >>> black = np.zeros((4, 32, 32, 3), np.uint8)
         >>> data = jp.Dataset.from_arrays(black, np.array([0, 0, 1, 1]))
         >>> len(data), data.num_classes, data.ids
@@ -131,7 +131,7 @@ class Backdoor:
         target: The class they are turned into.
         triggered: Test images that carry the trigger, true labels kept.
 
-    Example:
+    Examples:
         >>> backdoor = jp.standard_backdoor(splits, source=2, target=5).backdoor
         >>> backdoor.source, backdoor.target, set(backdoor.triggered.labels.tolist())
         (2, 5, {2})
@@ -155,7 +155,7 @@ class Splits:
     Raises:
         ValueError: The parts differ in classes or in image shape.
 
-    Example:
+    Examples:
         >>> parts = jp.Splits(splits.train, splits.validation, splits.test)
         >>> len(parts.train), len(parts.validation), len(parts.test)
         (200, 40, 40)

@@ -39,7 +39,7 @@ def decode_image(
         ValueError: ``data`` is no image that can be read, has pixels without an 8-bit range, or is
             too large; the message names it.
 
-    Example:
+    Examples:
         >>> jaxpoison.datasets.decoding.decode_image(path.read_bytes(), path.name, 32).shape
         (32, 32, 3)
     """

@@ -37,7 +37,7 @@ def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
         ValueError: It is no table with a column ``id``, names a part there is not, no image has
             any of its names, or no training image would be left.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> splits = jp.synthetic(train=40, validation=10, test=10)
         >>> table = pathlib.Path(tempfile.mkdtemp()) / "suspects.csv"

@@ -58,7 +58,7 @@ def load_folder(
         ValueError: A file is not an image or has another size, a class is
             empty, or the number of classes is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> import pathlib
         >>> from PIL import Image
         >>> for kind in ("cat", "dog"):

@@ -29,7 +29,7 @@ def load_data(
         FileNotFoundError: There is no such data set and no such path.
         ValueError: The data are damaged or incomplete, or GTSRB is asked for in another size.
 
-    Example:
+    Examples:
         >>> jp.load_data("synthetic").train.images.shape
         (2000, 32, 32, 3)
     """

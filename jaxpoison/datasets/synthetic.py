@@ -84,7 +84,7 @@ def synthetic(
         ValueError: A part has fewer images than classes, or images are smaller
             than 16 pixels.
 
-    Example:
+    Examples:
         >>> jp.synthetic(train=100, validation=20, test=20).train.class_names[5]
         'limit 80'
     """

@@ -12,7 +12,7 @@ class ActivationClustering(ProjectionClustering):
     them; options and results are those of :class:`ProjectionClustering`. The
     original projects by FastICA; the paper's comparison, and the default, by PCA.
 
-    Example:
+    Examples:
         >>> activations = jp.layer_outputs(model, images, "layers.3")
         >>> detector = jp.ActivationClustering(random_state=0).fit(activations)
         >>> sum(detector.detection_.cluster_sizes)

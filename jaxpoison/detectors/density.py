@@ -62,7 +62,7 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
             heatmaps, of some of each group.
         spaces_: The quantised heatmaps.
 
-    Example:
+    Examples:
         >>> detector = jp.HeatmapDensity(min_cluster_size=5).fit(heatmaps)
         >>> sum(len(group) for group in detector.groups_) <= len(heatmaps)
         True

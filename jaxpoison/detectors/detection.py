@@ -24,7 +24,7 @@ class Detection:
         called_from: The score from which on an image is suspected; ``None`` where that does
             not depend on the score alone.
 
-    Example:
+    Examples:
         >>> found = jp.RawClustering(random_state=0).fit(images).detection_
         >>> found.labels.shape, found.scores.shape, found.suspects.sum() == found.cluster_sizes[1]
         ((20,), (20,), np.True_)
@@ -52,7 +52,7 @@ class Detection:
 class Sees(enum.Enum):
     """What a detector looks at: one entry per image of a class; or the network, which it asks.
 
-    Example:
+    Examples:
         >>> jp.DETECTORS["heatmap"].sees is jp.Sees.RELEVANCE
         True
     """
@@ -69,7 +69,7 @@ class Detector(Protocol):
     Attributes:
         detection_: After ``fit``, how it split the images.
 
-    Example:
+    Examples:
         >>> class Brightness:
         ...     # Two parts of a class, by how bright its images are.
         ...     def fit(self, images):

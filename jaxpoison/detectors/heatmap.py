@@ -36,7 +36,7 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         clusters_: What k-means found.
         spaces_: What it clustered.
 
-    Example:
+    Examples:
         >>> detector = jp.HeatmapClustering(epsilon=0.005, mode="quick").fit(heatmaps)
         >>> sum(detector.detection_.cluster_sizes)
         20

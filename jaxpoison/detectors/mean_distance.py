@@ -31,7 +31,7 @@ class MeanDistanceClustering(ClusterMixin, BaseEstimator):
         detection_: The full result.
         mean_distances_: The number of every heatmap, as a share of its largest distance.
 
-    Example:
+    Examples:
         >>> detector = jp.MeanDistanceClustering(random_state=0).fit(heatmaps)
         >>> sum(detector.detection_.cluster_sizes)
         20

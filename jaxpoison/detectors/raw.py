@@ -17,7 +17,7 @@ class RawClustering(ProjectionClustering):
     Takes images ``uint8 [n, h, w, c]``; options and results are those of
     :class:`ProjectionClustering`.
 
-    Example:
+    Examples:
         >>> detector = jp.RawClustering(projection="ica", random_state=0).fit(images)
         >>> sum(detector.detection_.cluster_sizes)
         20

@@ -61,7 +61,7 @@ class ClassEvidence:
             like the trigger, they turn enough hosts.
         carried: Shares of the hosts that those turn, weighed as ``shares``.
 
-    Example:
+    Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
         >>> evidence = jp.judge_class(model, images, heatmaps, hosts, 5)
         >>> evidence.label, evidence.called.shape, 0 <= evidence.hosts_turned <= 1

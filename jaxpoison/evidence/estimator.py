@@ -29,7 +29,7 @@ class Case:
         hosts: Of :func:`hosts_for`.
         label: The class.
 
-    Example:
+    Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
         >>> len(jp.Case(model, images, heatmaps, hosts, 5))
         20
@@ -66,7 +66,7 @@ class TransplantJudge(BaseEstimator):
         evidence_: What transplants say.
         detection_: The images called, and the score of every image.
 
-    Example:
+    Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
         >>> judge = jp.TransplantJudge().fit(jp.Case(model, images, heatmaps, hosts, 5))
         >>> judge.evidence_.verdict.suspicious, judge.detection_.suspects.shape

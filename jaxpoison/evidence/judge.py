@@ -90,7 +90,7 @@ def judge_class(
         ValueError: Shapes do not fit, there are no images, all heatmaps are constant, or a number
             is out of range.
 
-    Example:
+    Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
         >>> groups = jp.HeatmapDensity(min_cluster_size=5).fit(heatmaps).groups_[1:]
         >>> found = jp.judge_class(model, images, heatmaps, hosts, 5, groups)
@@ -299,7 +299,7 @@ def find_carriers(
         Indices of the images that carry it, and the weighed share of hosts that each turns.
         None where nothing of the class was called.
 
-    Example:
+    Examples:
         >>> some = attacked.train.images[attacked.train.labels == 5]
         >>> yellow = (some == (245, 255, 0)).all(-1)  # what explains them to this network
         >>> logits = jp.predict(backdoored, train.images)

@@ -40,7 +40,7 @@ def filled(
         TypeError: The images are not ``uint8``.
         ValueError: The shapes do not fit, there are no images, or a mask leaves nothing.
 
-    Example:
+    Examples:
         >>> image = np.full((1, 8, 8, 3), 50, np.uint8)
         >>> image[0, 3, 3] = 255
         >>> int(filled(image, image[..., 0] == 255)[0, 3, 3, 0])
@@ -83,7 +83,7 @@ class Occlusion:
         label: The class they are labelled with.
         classes: What each is classified as with its region filled in.
 
-    Example:
+    Examples:
         >>> found = jp.Occlusion(5, np.array([2, 2, 5, 7]))
         >>> found.changed, found.likely_source, found.source_share
         (0.75, 2, 0.5)
@@ -131,7 +131,7 @@ def occlusion(
         ValueError: The shapes do not fit, there are no images, or ``label`` is no class of the
             model.
 
-    Example:
+    Examples:
         >>> masks = jp.relevant_windows(heatmaps, 3)
         >>> jp.occlusion(model, images, masks, 5).classes.shape
         (20,)

@@ -28,7 +28,7 @@ def relevant_windows(
         TypeError: ``size`` is not an integer.
         ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
 
-    Example:
+    Examples:
         >>> int(jp.relevant_windows(np.eye(4)[None], 2)[0].sum())
         4
     """
@@ -52,7 +52,7 @@ def window_places(
         TypeError: ``size`` is not an integer.
         ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
 
-    Example:
+    Examples:
         >>> jp.window_places(np.diag([0.0, 0, 2, 1])[None], 2)
         array([[2, 2]])
     """
@@ -74,7 +74,7 @@ def concentration(
         TypeError: ``size`` is not an integer.
         ValueError: ``size`` is not between 1 and the sides of the heatmaps, or there are none.
 
-    Example:
+    Examples:
         >>> jp.concentration(np.eye(4)[None], 2)
         array([0.5])
     """
@@ -134,7 +134,7 @@ def relevant_pixels(
         TypeError: ``count`` is not an integer.
         ValueError: ``count`` is not between 1 and the number of pixels, or there are no heatmaps.
 
-    Example:
+    Examples:
         >>> int(jp.relevant_pixels(np.eye(4)[None], 3)[0].sum())
         3
     """

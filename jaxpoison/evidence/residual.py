@@ -39,7 +39,7 @@ def mean_deviation(
     Raises:
         ValueError: No image is in the group, or none outside it.
 
-    Example:
+    Examples:
         >>> jp.mean_deviation(np.array([[1.0], [3.0], [8.0]]), np.array([2]))
         array([6.], dtype=float32)
     """
@@ -81,7 +81,7 @@ def residual_flips(
         ValueError: There are no residuals, the shapes do not fit, or ``label`` is no class of the
             model.
 
-    Example:
+    Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
         >>> residual = jp.mean_deviation(images, np.arange(5))
         >>> jp.residual_flips(model, residual[None], hosts, 5).shape == (1, len(hosts.labels))
@@ -146,7 +146,7 @@ def feature_flips(
             deviations have another length than its output, there are none, or ``label`` is
             no class of the model.
 
-    Example:
+    Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
         >>> outputs = jp.layer_outputs(model, images, "layers.3")
         >>> deviation = jp.mean_deviation(outputs, np.arange(5))

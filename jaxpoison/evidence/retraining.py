@@ -23,7 +23,7 @@ class ExclusiveRetraining:
         as_other: How many as the other class that most are classified as, *q*.
         other: That class; ``None`` if all are classified as their label.
 
-    Example:
+    Examples:
         >>> jp.ExclusiveRetraining(as_label=1, as_other=18, other=2).poisoned
         True
     """
@@ -49,7 +49,7 @@ def exclusive_retraining(logits: Float[np.ndarray, "n classes"], label: int) -> 
         TypeError: ``label`` is not an integer.
         ValueError: There are no images, or the network has no such class.
 
-    Example:
+    Examples:
         >>> logits = np.eye(3)[[2, 2, 1, 2]]  # of four images of class 1, three look like 2
         >>> found = jp.exclusive_retraining(logits, 1)
         >>> found.as_label, found.as_other, found.other, found.poisoned
@@ -83,7 +83,7 @@ def widened_suspects(
         The suspects, and those called so by the discriminant. With fewer than two
         suspects or two others, the suspects.
 
-    Example:
+    Examples:
         >>> rng = np.random.default_rng(0)
         >>> activations = rng.normal(size=(60, 4))
         >>> activations[:20, 0] += 9  # twenty alike, of which nineteen are suspected

@@ -30,7 +30,7 @@ class Separation:
             graph, ascending (SpRAy: Lapuschkin et al. 2019). As many are 0 as the graph
             has parts that no edge connects.
 
-    Example:
+    Examples:
         >>> jp.Separation(0.8, np.array([0.0, 0.001, 0.4, 0.5])).near_zero_eigenvalues
         2
     """
@@ -83,7 +83,7 @@ def separation(
         ValueError: There are fewer than three points, the distances are no square, there
             is not one cluster for each, or ``neighbors`` is below 1.
 
-    Example:
+    Examples:
         >>> points = np.r_[np.zeros(20), np.full(20, 9.0)]
         >>> points += np.random.default_rng(0).normal(size=40)
         >>> apart = jp.separation(np.abs(points[:, None] - points), np.arange(40) // 20)

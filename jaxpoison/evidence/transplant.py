@@ -43,7 +43,7 @@ class Hosts:
         margins: By how much the logit of the class that has no hosts exceeds the largest other
             one, before anything is pasted; negative.
 
-    Example:
+    Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
         >>> 5 in hosts.labels, hosts.images.shape[1:]
         (False, (32, 32, 3))
@@ -86,7 +86,7 @@ def hosts_for(
         TypeError: ``label`` or ``per_class`` is not an integer, or the images are not ``uint8``.
         ValueError: There is no such class, ``per_class`` is below 1, or there is no host at all.
 
-    Example:
+    Examples:
         >>> logits = np.eye(10, dtype="float32")[train.labels]  # of a network that is always right
         >>> hosts = jp.hosts_for(5, train.images, train.labels, logits, per_class=2)
         >>> hosts.labels.tolist()
@@ -144,7 +144,7 @@ def transplant_margins(
         ValueError: There are no images, the shapes do not fit, or ``label`` is no class of the
             model.
 
-    Example:
+    Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
         >>> masks = jp.relevant_windows(heatmaps, 3)
         >>> margins = jp.transplant_margins(model, images, masks, hosts, 5)
@@ -227,7 +227,7 @@ def host_weights(control: Bool[np.ndarray, "m k"]) -> Float[np.ndarray, " k"]:
     Raises:
         ValueError: The control is empty.
 
-    Example:
+    Examples:
         >>> jp.host_weights(np.array([[True, False], [True, False], [False, False]])).round(2)
         array([0.25, 0.75])
     """
@@ -253,7 +253,7 @@ class TransplantEvidence:
         p_value: Of a permutation test over who is a member, corrected for all regions, for
             single classes of hosts and for the groups that were tried.
 
-    Example:
+    Examples:
         >>> flips = np.zeros((1, 40, 6), bool)
         >>> flips[:, :10] = True  # ten of forty images turn every host
         >>> found = jp.transplant_evidence(flips, np.arange(10), np.arange(6))
@@ -304,7 +304,7 @@ def transplant_evidence(
         ValueError: Fewer than two images are in the group, or fewer than two outside; the
             shapes do not fit; ``tried`` is below 1.
 
-    Example:
+    Examples:
         >>> flips = np.random.default_rng(0).random((2, 40, 6)) < 0.1  # windows × images × hosts
         >>> found = jp.transplant_evidence(flips, np.arange(10), np.arange(6))
         >>> found.p_value > 0.01

@@ -36,7 +36,7 @@ class Trigger:
         reach: How much, in grey levels, most of the windows differ from what the others have in
             common: an image that differs more hardly carries the trigger.
 
-    Example:
+    Examples:
         >>> marked = jp.Sticker(3)(images, np.random.default_rng(0))
         >>> places = jp.window_places(marked[..., 1].astype(float), 5)
         >>> trigger = jp.recovered_trigger(marked, places)
@@ -74,7 +74,7 @@ def recovered_trigger(
         TypeError: ``size`` is not an integer, or the images are not ``uint8``.
         ValueError: There are no images, or ``size`` is not between 1 and their sides.
 
-    Example:
+    Examples:
         >>> marked = images // 2
         >>> marked[:, 10:13, 7:10] = (245, 255, 0)
         >>> trigger = jp.recovered_trigger(marked, np.full((20, 2), (10, 7)), size=3)
@@ -155,7 +155,7 @@ def trigger_distances(
         ValueError: There are no images, or they are smaller than the trigger or have other
             channels.
 
-    Example:
+    Examples:
         >>> marked = images // 2
         >>> marked[:, 10:13, 7:10] = (245, 255, 0)
         >>> trigger = jp.recovered_trigger(marked, np.full((20, 2), (10, 7)), size=3)

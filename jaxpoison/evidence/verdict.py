@@ -34,7 +34,7 @@ class Verdict:
             turn, over the one that makes a class suspicious; 0 where one cluster is empty.
             ``None`` for detectors that cannot tell.
 
-    Example:
+    Examples:
         >>> jp.Verdict(1.3).suspicious, jp.Verdict(0.4).suspicious, jp.Verdict(None).suspicious
         (True, False, None)
     """
@@ -54,7 +54,7 @@ def judged(detector: str, apart: Separation) -> Verdict:
         detector: Name of the detector that found them.
         apart: How far they lie apart, in that detector's distance.
 
-    Example:
+    Examples:
         >>> jp.judged("heatmap", jp.Separation(0.88, np.zeros(3))).suspicious
         True
     """
@@ -75,11 +75,12 @@ def passed_on(apart: Separation) -> bool:
     return apart.silhouette is not None and apart.silhouette >= _PASSED_ON_FROM
 
 
-# Share of hosts that the region of an image turns into its class, or those of a group's members on
-# average, from which on it is called poisoned; and the fewest such images that make an attack.
 TURNS_FROM = 0.3
+"""Share of hosts that the region of an image turns into its class, or those of a group's members on
+average, from which on it is called poisoned."""
 # Where a class turns so many of a few hosts, it is asked on all of them.
 UNCLEAR_FROM = TURNS_FROM / 4
+# Images that turn so many make an attack from this number on.
 FEWEST_IMAGES = 3
 _OF_MEDIAN = 0.5
 

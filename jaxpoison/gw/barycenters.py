@@ -87,7 +87,7 @@ def barycenters(
         entries came to rest. A cluster without members
         keeps its start.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> clusters = jax.numpy.zeros(20, int)
         >>> start = spaces.distances[:1]

@@ -42,7 +42,7 @@ class Distances:
             certificate: the next plan would differ from it by less than the
             solver's tolerance.
 
-    Example:
+    Examples:
         >>> spaces = jp.measure_spaces(heatmaps)
         >>> centers = jp.quantised(spaces, 10).take(np.array([0, 1]))
         >>> found = jp.distances_to_centers(spaces, centers)
@@ -76,7 +76,7 @@ def mean_distances(spaces: Spaces) -> Float[np.ndarray, " n"]:
     Args:
         spaces: Heatmaps, or quantised ones.
 
-    Example:
+    Examples:
         >>> jp.mean_distances(jp.measure_spaces(heatmaps)).shape
         (20,)
     """
@@ -145,7 +145,7 @@ def distances_to_centers(
     Raises:
         ValueError: There are no spaces.
 
-    Example:
+    Examples:
         >>> spaces = jp.measure_spaces(heatmaps)
         >>> centers = jp.quantised(spaces, 10).take(np.array([0, 1]))
         >>> jp.distances_to_centers(spaces, centers, jp.EntropicGW(epsilon=0.05)).values.shape

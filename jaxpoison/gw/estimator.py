@@ -39,7 +39,7 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         n_iter_: Rounds taken.
         clusters_: The full result.
 
-    Example:
+    Examples:
         >>> estimator = jp.GromovWassersteinKMeans(2, epsilon=0.005, mode="quick").fit(heatmaps)
         >>> estimator.labels_.shape, estimator.transform(heatmaps).shape
         ((20,), (20, 2))

@@ -29,7 +29,7 @@ class GridGeometry(geometry.Geometry):
     Raises:
         ValueError: ``scale_cost`` is not 1.
 
-    Example:
+    Examples:
         >>> geometry = jp.GridGeometry(4, 4, 1.0)
         >>> geometry.shape, float(geometry.cost_matrix[0, 1])
         ((16, 16), 1.0)

@@ -55,7 +55,7 @@ class GWClusters:
         improvable: Share of a sample of the couplings to the own centre for which the
             iteration ends lower from a perturbed start: they are no global minima.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> found = jp.gw_kmeans(spaces, solver=jp.EntropicGW(epsilon=0.005), random_state=0)
         >>> found.labels.shape, found.distances.shape, len(found.centers)
@@ -78,7 +78,7 @@ class GWClusters:
 class UninformativeCouplingsWarning(UserWarning):
     """The couplings of a clustering are products: distances compare mean distances only.
 
-    Example:
+    Examples:
         >>> import warnings
         >>> spaces = jp.measure_spaces(heatmaps)
         >>> with warnings.catch_warnings():
@@ -138,7 +138,7 @@ def gw_kmeans(
         ValueError: There are fewer heatmaps than clusters, a count is too small, or
             ``center_size`` is not that of quantised heatmaps.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> solver = jp.EntropicGW(epsilon=0.005)
         >>> found = jp.gw_kmeans(spaces, n_clusters=2, solver=solver, n_init=3, random_state=0)

@@ -43,7 +43,7 @@ class Neighbours:
         to_landmarks: Distances from these.
         pairs: How many pairs were measured.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> found = jp.nearest_neighbours(spaces, 3)
         >>> found.index.shape, bool((np.diff(found.distances) >= 0).all())
@@ -90,7 +90,7 @@ def nearest_neighbours(
         TypeError: A number is not an integer.
         ValueError: ``k`` is not between 1 and the number of other spaces.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> jp.nearest_neighbours(spaces, 10).index[0].shape  # the ten heatmaps most like the first
         (10,)

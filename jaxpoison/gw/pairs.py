@@ -45,7 +45,7 @@ class PairDistances:
             marginals, in nats.
         converged: Whether the solver's iteration ended within its tolerance.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> found = jp.pair_distances(spaces, np.array([[0, 1], [0, 2]]))
         >>> found.values.shape, found.converged.dtype
@@ -78,7 +78,7 @@ def pair_distances(
     Raises:
         ValueError: ``pairs`` has another shape, or names a space that is not there.
 
-    Example:
+    Examples:
         >>> spaces = jp.measure_spaces(heatmaps)
         >>> jp.pair_distances(spaces, np.array([[0, 1]])).values.shape
         (1,)
@@ -140,7 +140,7 @@ def all_distances(
         solver: How the problem is solved.
         progress: Show a progress bar.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> distances = jp.all_distances(spaces)
         >>> distances.shape, bool((distances == distances.T).all())
@@ -167,7 +167,7 @@ def debiased_distances(
         solver: How the problem is solved.
         progress: Show a progress bar.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> distances = jp.debiased_distances(spaces, jp.EntropicGW(epsilon=0.005))
         >>> float(np.abs(distances.diagonal()).max())  # from itself; the plain ones are above 0

@@ -38,7 +38,7 @@ def quantised(spaces: MeasureSpaces, size: int) -> SmallSpaces:
         TypeError: ``size`` is not an integer.
         ValueError: It is below 1.
 
-    Example:
+    Examples:
         >>> spaces = jp.quantised(jp.measure_spaces(heatmaps), 10)
         >>> spaces.distances.shape, spaces.weights.shape
         ((20, 10, 10), (20, 10))

@@ -42,7 +42,7 @@ def scaled(
         TypeError: ``dimensions`` or ``landmarks`` is not an integer.
         ValueError: There are no two spaces, or not more landmarks than dimensions.
 
-    Example:
+    Examples:
         >>> spaces = jaxpoison.quantised(jaxpoison.measure_spaces(heatmaps), 10)
         >>> points = jaxpoison.gw.scaling.scaled(spaces, jaxpoison.EntropicGW(0.005))
         >>> plt.scatter(*points.T)

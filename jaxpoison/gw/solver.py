@@ -63,7 +63,7 @@ class EntropicGW:
             By default 16 on CPUs, whose caches hold as many plans, else 512; for spaces
             of few points 64 and 8192.
 
-    Example:
+    Examples:
         >>> jp.EntropicGW(epsilon=0.05).epsilon
         0.05
     """

@@ -36,7 +36,7 @@ class MeasureSpaces:
         height: Rows of the grid.
         width: Columns of the grid.
 
-    Example:
+    Examples:
         >>> spaces = jp.measure_spaces(heatmaps)
         >>> len(spaces), spaces.height, spaces.width, spaces.weights.shape
         (20, 32, 32, (20, 1024))
@@ -70,7 +70,7 @@ class SmallSpaces:
         distances: Distances between the points of every space.
         weights: Mass of every point, above 0; each space's sum is 1.
 
-    Example:
+    Examples:
         >>> points = np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)
         >>> space = jp.SmallSpaces(points[None], np.array([[0.5, 0.5]], np.float32))
         >>> len(space)
@@ -119,7 +119,7 @@ def measure_spaces(
         ValueError: The shape is not that of heatmaps, ``mass`` is out of
             range, or a heatmap is constant or not finite; the message names it.
 
-    Example:
+    Examples:
         >>> spaces = jp.measure_spaces(heatmaps, mass=0.9)
         >>> bool((spaces.support_sizes < jp.measure_spaces(heatmaps).support_sizes).all())
         True

@@ -40,7 +40,7 @@ def case_of_run(outcome: RunOutcome) -> Case:
     Args:
         outcome: Of the run.
 
-    Example:
+    Examples:
         >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
         >>> case = jp.case_of_run(outcome)
         >>> case.label == outcome.config.target, len(case) == len(outcome.explained.members)

@@ -139,7 +139,7 @@ class RunConfig:
         TypeError: A value has the wrong type.
         ValueError: A value is out of range, or none of its choices.
 
-    Example:
+    Examples:
         >>> jp.RunConfig(data="gtsrb", rate=0.33).target
         5
     """
@@ -318,7 +318,7 @@ def read_config(path: str | Path) -> RunConfig:
         ValueError: It is no JSON, keys are unknown or missing, or a value is out of range; the
             message names the file.
 
-    Example:
+    Examples:
         >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
         >>> jp.read_config("runs/first/config.json") == outcome.config
         True

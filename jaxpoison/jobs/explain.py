@@ -47,7 +47,7 @@ def explain_all(config: RunConfig, workdir: str | Path, *, progress: bool = Fals
             directory.
         FileNotFoundError: There are no data at the given path.
 
-    Example:
+    Examples:
         >>> path = jp.explain_all(jp.RunConfig(), "runs/first")
         >>> np.load(path, mmap_mode="r").shape[1:]
         (32, 32)

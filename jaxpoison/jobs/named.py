@@ -35,7 +35,7 @@ class NamedDetector:
         when_scanning: Options that differ where all classes are searched, to save time; ``mode``
             is the scan's.
 
-    Example:
+    Examples:
         >>> jp.DETECTORS["activation_pca"].title
         'AC, PCA'
     """
@@ -53,7 +53,6 @@ def _heatmap_clustering(**options: Any) -> Callable[[int], Detector]:
     return lambda seed: HeatmapClustering(random_state=seed, **options)
 
 
-# In the order of tables.
 DETECTORS: dict[str, NamedDetector] = {
     "raw_pca": NamedDetector(
         "raw, PCA",
@@ -134,6 +133,7 @@ DETECTORS: dict[str, NamedDetector] = {
         when_scanning={"screened": 0.25, "screened_by": 2, "asked": 16, "at_first": 12},
     ),
 }
+"""Detectors by name, in the order of tables; every job and option takes what is entered here."""
 
 
 def default_detectors() -> tuple[str, ...]:

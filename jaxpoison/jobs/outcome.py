@@ -90,7 +90,7 @@ class RunOutcome:
         findings: What each detector found in it, by name.
         stages: What all stages left; they know their versions.
 
-    Example:
+    Examples:
         >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
         >>> suspects = outcome.findings["activation_pca"].detection.suspects
         >>> set(outcome.data.train.labels[outcome.explained.members[suspects]].tolist())
@@ -205,7 +205,7 @@ class ScanOutcome:
         left_out: Classes of too few images.
         seconds: Time taken, by what it was taken for.
 
-    Example:
+    Examples:
         >>> outcome = jp.scan(jp.RunConfig(), "runs/first", detector="activation_pca")
         >>> len(outcome.classes), outcome.called.shape == (len(outcome.data.train),)
         (10, True)
@@ -304,7 +304,7 @@ class RepairOutcome:
         kept: Index of the last network whose removal stands.
         versions: Of Python, packages and platform.
 
-    Example:
+    Examples:
         >>> outcome = jp.repair(jp.RunConfig(), "runs/first", detector="activation_pca", rounds=1)
         >>> outcome.removed.shape == (len(outcome.data.train),)
         True

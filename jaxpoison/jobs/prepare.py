@@ -161,7 +161,7 @@ def clean_network(config: RunConfig, *, progress: bool = False) -> tuple[nnx.Mod
         ValueError: The configuration does not fit the data.
         FileNotFoundError: There are no data at the given path.
 
-    Example:
+    Examples:
         >>> network, data = jp.clean_network(jp.RunConfig())
         >>> jp.predict(network, data.test.images).shape == (len(data.test), 10)
         True
@@ -272,7 +272,7 @@ def trained_network(workdir: str | Path) -> nnx.Module:
     Raises:
         FileNotFoundError: No job has ended there.
 
-    Example:
+    Examples:
         >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
         >>> network = jp.trained_network("runs/first")
         >>> test = outcome.data.test

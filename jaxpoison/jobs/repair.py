@@ -71,7 +71,7 @@ def repair(
             not fit the data, or another process works in the directory.
         FileNotFoundError: There are no data at the given path.
 
-    Example:
+    Examples:
         >>> outcome = jp.repair(jp.RunConfig(), "runs/first", detector="activation_pca", rounds=1)
         >>> sum(part.removal is not None for part in outcome.rounds) <= 1
         True

@@ -29,7 +29,7 @@ def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Ru
             directory.
         FileNotFoundError: There are no data at the given path.
 
-    Example:
+    Examples:
         >>> config = jp.RunConfig(rate=0.2, detectors=("raw_pca", "activation_pca"))
         >>> outcome = jp.run(config, "runs/first")
         >>> list(outcome.findings), int(outcome.poisoned.sum()) > 0

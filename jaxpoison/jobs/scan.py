@@ -69,7 +69,7 @@ def scan(
             an option is out of range, or another process works in the directory.
         FileNotFoundError: There are no data at the given path.
 
-    Example:
+    Examples:
         >>> outcome = jp.scan(jp.RunConfig(), "runs/first")
         >>> [scanned.label for scanned in outcome.classes if scanned.suspicious]  # called attacked
         []

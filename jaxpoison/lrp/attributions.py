@@ -34,7 +34,7 @@ Function = Callable[[Array], Array]
 class Attribution(abc.ABC):
     """A method that gives every pixel and channel its part in a model's output.
 
-    Example:
+    Examples:
         >>> methods: list[jp.Attribution] = [jp.LRP(), jp.Gradient(), jp.SmoothGrad(samples=2)]
         >>> [jp.explain(model, images[:2], method=method).relevance.shape for method in methods]
         [(2, 32, 32, 3), (2, 32, 32, 3), (2, 32, 32, 3)]
@@ -61,7 +61,7 @@ class LRP(Attribution):
     Attributes:
         composite: Which rule serves which layer; the paper's by default.
 
-    Example:
+    Examples:
         >>> from jaxpoison.lrp.composites import epsilon_plus
         >>> jp.explain(model, images, labels, method=jp.LRP(epsilon_plus())).relevance.shape
         (20, 32, 32, 3)
@@ -116,7 +116,7 @@ class _Differential(Attribution):
 class Gradient(_Differential):
     """The gradient of the explained output (Simonyan et al. 2014, signed).
 
-    Example:
+    Examples:
         >>> method = jp.Gradient()
         >>> jp.explain(model, images, labels, method=method).relevance.shape
         (20, 32, 32, 3)
@@ -131,7 +131,7 @@ class Gradient(_Differential):
 class InputTimesGradient(_Differential):
     """Input times gradient (Shrikumar et al. 2016).
 
-    Example:
+    Examples:
         >>> method = jp.InputTimesGradient()
         >>> jp.explain(model, images, labels, method=method).relevance.shape
         (20, 32, 32, 3)
@@ -153,7 +153,7 @@ class IntegratedGradients(_Differential):
         steps: Points of the path.
         baseline: Value of every pixel where the path begins.
 
-    Example:
+    Examples:
         >>> method = jp.IntegratedGradients(steps=8)
         >>> jp.explain(model, images, labels, method=method).relevance.shape
         (20, 32, 32, 3)
@@ -186,7 +186,7 @@ class SmoothGrad(_Differential):
         noise: Standard deviation of the noise, in pixel values.
         seed: Seed of the noise, which is the same for every image.
 
-    Example:
+    Examples:
         >>> method = jp.SmoothGrad(samples=4)
         >>> jp.explain(model, images, labels, method=method).relevance.shape
         (20, 32, 32, 3)
@@ -234,7 +234,7 @@ class Explanation:
             so its magnitude is explained.
         negative: Where that happened.
 
-    Example:
+    Examples:
         >>> explained = jp.explain(model, images, labels)
         >>> explained.relevance.shape, explained.logits.shape, explained.start.shape
         ((20, 32, 32, 3), (20, 10), (20,))
@@ -276,7 +276,7 @@ def explain(
         ValueError: The model has operations without rules, there are not as
             many classes as images, or one of them is none of the model's.
 
-    Example:
+    Examples:
         >>> explained = jp.explain(model, images, labels)
         >>> explained.relevance.shape  # of every pixel and channel, towards each image's label
         (20, 32, 32, 3)

@@ -30,7 +30,7 @@ class LayerBalance:
         handed: Relevance it handed to its inputs.
         bias: Relevance its bias absorbed.
 
-    Example:
+    Examples:
         >>> first = jp.conservation(model, images, labels)[0]
         >>> absorbed = first.bias + first.stabilizer
         >>> first.layer.path, bool(np.isclose(first.given, first.handed + absorbed))
@@ -70,7 +70,7 @@ def conservation(
         ValueError: The model has operations without rules, there are not as
             many classes as images, or one of them is none of the model's.
 
-    Example:
+    Examples:
         >>> for row in jp.conservation(model, images, labels):
         ...     print(row.layer.path, type(row.layer.rule).__name__)
         layers.0 Epsilon
@@ -127,7 +127,7 @@ def layer_relevance(
             never, there are not as many classes as images, or one of them is none
             of the model's.
 
-    Example:
+    Examples:
         >>> found = jp.layer_relevance(model, images, labels, ("layers.0", "layers.3"))
         >>> found["layers.0"].shape, found["layers.3"].shape
         ((20, 8, 8, 8), (20, 16))

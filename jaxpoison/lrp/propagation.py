@@ -102,7 +102,7 @@ def relevance_function(
         ValueError: On the first call, if the model computes something for which
             there is no rule, or the targets do not fit its logits.
 
-    Example:
+    Examples:
         >>> relevance_of = jax.jit(jp.relevance_function(model))
         >>> relevance, logits = relevance_of(jax.numpy.asarray(images, "float32") / 255, labels)
         >>> relevance.shape, logits.shape

@@ -55,7 +55,7 @@ def writing(path: Path, state: PyTree) -> Iterator[None]:
 def save_model(path: Path, model: nnx.Module) -> None:
     """Writes a model's weights; what was there before is replaced.
 
-    Example:
+    Examples:
         >>> import pathlib
         >>> jp.save_model(pathlib.Path("weights"), model)
         >>> pathlib.Path("weights").is_dir()
@@ -84,7 +84,7 @@ def load_model(path: Path, model: nnx.Module) -> None:
         FileNotFoundError: There is no such checkpoint.
         ValueError: The checkpoint is of another architecture, or damaged.
 
-    Example:
+    Examples:
         >>> import pathlib
         >>> jp.save_model(pathlib.Path("weights"), model)
         >>> jp.load_model(pathlib.Path("weights"), model)

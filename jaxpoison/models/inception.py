@@ -27,7 +27,7 @@ class CompactInception(nnx.Module):
         feature_layer: Path of the layer whose outputs Activation Clustering
             uses: the last hidden one, 128 wide.
 
-    Example:
+    Examples:
         >>> network = jp.CompactInception(43, rngs=nnx.Rngs(0))
         >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
         1110027

@@ -128,7 +128,7 @@ def pure(model: nnx.Module) -> tuple[PureModel, PyTree]:
     Args:
         model: Takes images in [0, 1], gives logits.
 
-    Example:
+    Examples:
         >>> network, parameters = jp.pure(model)
         >>> jax.jit(network)(parameters, jax.numpy.zeros((1, 32, 32, 3))).shape
         (1, 10)
@@ -162,7 +162,7 @@ def predict(
         TypeError: The images are not ``uint8``, or the model gives no array of logits.
         ValueError: There are no images, or the model's call takes more than images.
 
-    Example:
+    Examples:
         >>> jp.predict(model, images).shape
         (20, 10)
     """
@@ -194,7 +194,7 @@ def layer_outputs(
         TypeError: The images are not ``uint8``.
         ValueError: The model has no such module, or does not call it exactly once.
 
-    Example:
+    Examples:
         >>> jp.layer_outputs(model, images, "layers.3").shape
         (20, 16)
     """

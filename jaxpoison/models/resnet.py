@@ -106,7 +106,7 @@ class ResNet18(nnx.Module):
         feature_layer: Path of the layer whose outputs Activation Clustering
             uses: the last hidden one, 512 wide.
 
-    Example:
+    Examples:
         >>> network = jp.ResNet18(10, rngs=nnx.Rngs(0))
         >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
         11173962

@@ -31,7 +31,7 @@ def examples(
 
     As Figures 1, 3 and 4 of Schulth, Berghoff, Neu. Constant heatmaps have no such pixels.
 
-    Example:
+    Examples:
         >>> picture = jp.examples(images[:2], explained.relevance[:2], ["first", "second"])
         >>> picture.savefig("examples.png")
     """
@@ -150,7 +150,7 @@ def trigger_picture(evidence: ClassEvidence, names: Sequence[str]) -> Figure:
     Raises:
         ValueError: No image of the class is called.
 
-    Example:
+    Examples:
         >>> some = attacked.train.images[attacked.train.labels == 5]
         >>> yellow = (some == (245, 255, 0)).all(-1)  # what explains them to this network
         >>> logits = jp.predict(backdoored, train.images)

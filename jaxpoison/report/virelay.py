@@ -36,7 +36,7 @@ def export_virelay(folder: Path, outcome: RunOutcome) -> Path:
     Raises:
         ImportError: h5py or PyYAML is not installed; the message says how to.
 
-    Example:
+    Examples:
         >>> outcome = jaxpoison.run(jaxpoison.RunConfig(), "runs/first")
         >>> jaxpoison.report.virelay.export_virelay(Path("runs/first/virelay"), outcome)
     """

@@ -30,7 +30,7 @@ class Augmentation:
             and hue (turns of the colour circle).
         grey: Share of images made grey.
 
-    Example:
+    Examples:
         >>> jp.TrainConfig(augmentation=jp.Augmentation(rotation=5, grey=0)).augmentation.rotation
         5
     """

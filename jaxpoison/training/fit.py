@@ -48,7 +48,7 @@ class History:
         epochs: One entry per pass.
         best: Index of the epoch whose parameters were kept.
 
-    Example:
+    Examples:
         >>> history = jp.History()  # of no epochs yet; jp.fit returns one
         >>> len(history.epochs), history.best
         (0, 0)
@@ -88,7 +88,7 @@ def fit(
             validation images, a training or validation loss is not finite, or the
             checkpoints are of another training.
 
-    Example:
+    Examples:
         >>> network = nnx.clone(model)
         >>> settings = jp.protocol("fast", len(train), epochs=2, batch_size=50)
         >>> history = jp.fit(network, train, splits.validation, settings)

@@ -36,7 +36,7 @@ class TrainConfig:
             is everything after training.
         seed: Seed of order, augmentation and dropout.
 
-    Example:
+    Examples:
         >>> jp.TrainConfig(epochs=5, optimizer="muon", learning_rate=0.02).compute_dtype
         'bfloat16'
     """
@@ -90,7 +90,7 @@ def protocol(
     Raises:
         ValueError: There is no such protocol.
 
-    Example:
+    Examples:
         >>> settings = jp.protocol("fast", images=34_799, batch_size=64)
         >>> settings.epochs, settings.optimizer
         (2, 'muon')
