@@ -37,6 +37,7 @@ SLOW = frozenset(
         "kmeans",
         "lowering",
         "models",
+        "package",
         "pages",
         "pairs",
         "placement",
