@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sklearn.utils import Tags
+
 from jaxpoison.detectors.projection import ProjectionClustering
 
 
@@ -18,3 +20,9 @@ class ActivationClustering(ProjectionClustering):
         >>> sum(detector.detection_.cluster_sizes)
         20
     """
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        tags.input_tags.three_d_array = False
+        return tags

@@ -7,10 +7,11 @@ import time
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import ClusterMixin
 from sklearn.cluster import HDBSCAN
 
 from jaxpoison._checks import check_integer
+from jaxpoison._estimators import TakesArrays
 from jaxpoison._sampling import evenly
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.gw.neighbours import nearest_neighbours
@@ -23,11 +24,14 @@ from jaxpoison.gw.spaces import SmallSpaces, measure_spaces
 _ALL_PAIRS = 1024
 # Neighbours of a heatmap that HDBSCAN is given where they are not: so many times min_samples.
 _NEIGHBOURS = 2
+# Below it couplings in float32 hardly converge. Heatmaps of one or two pixels have no structure at
+# any epsilon.
+_LEAST_EPSILON = 1e-3
 # Heatmaps of the main group and of every other one to which all are then compared.
 _OF_MAIN, _OF_GROUP = 64, 16
 
 
-class HeatmapDensity(ClusterMixin, BaseEstimator):
+class HeatmapDensity(ClusterMixin, TakesArrays):
     """Heatmaps quantised to few points, HDBSCAN on their debiased distances.
 
     Two-means prefers two equal halves of a wide cloud to a small tight group; density does not.
@@ -44,7 +48,7 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
 
     Args:
         epsilon: Entropic regularisation in POT's convention; by default half of the value from
-            which on a constant barycentre of these heatmaps attracts.
+            which on a constant barycentre of these heatmaps attracts, at least 0.001.
         points: Points that each heatmap is quantised to.
         mass: Share of relevance whose pixels are kept.
         min_cluster_size: Fewest heatmaps of a group.
@@ -98,18 +102,19 @@ class HeatmapDensity(ClusterMixin, BaseEstimator):
         Raises:
             TypeError: An option has the wrong type.
             ValueError: An option is out of range, there are fewer heatmaps than a group's
-                fewest, or one is constant or not finite.
+                fewest, or one is constant, NaN or infinite.
         """
         started = time.perf_counter()
         check_integer("min_cluster_size", self.min_cluster_size, at_least=2)
         check_integer("min_samples", self.min_samples, at_least=2)
+        X = self._fitted_to(X)  # noqa: N806
         if len(X) < max(self.min_cluster_size, self.min_samples + 1):
             raise ValueError(
                 f"groups of {self.min_cluster_size} and densities of {self.min_samples} "
                 f"neighbours need as many heatmaps, found {len(X)}"
             )
         self.spaces_: SmallSpaces = quantised(measure_spaces(X, mass=self.mass), self.points)
-        self.epsilon_ = critical_epsilon(self.spaces_) / 2 if self.epsilon is None else self.epsilon
+        self.epsilon_ = own_epsilon(self.spaces_) if self.epsilon is None else self.epsilon
         solver = EntropicGW(self.epsilon_)
         graph = _distances(self.spaces_, solver, self.min_samples, self.progress)
         found = HDBSCAN(
@@ -197,6 +202,15 @@ def _representatives(
     starts = np.concatenate([[0], ends[:-1]])
     places = tuple(np.arange(a, b) for a, b in zip(starts, ends, strict=True))
     return np.concatenate(some), places
+
+
+def own_epsilon(spaces: SmallSpaces) -> float:
+    """The epsilon that follows from spaces: half of the critical one, at least 0.001.
+
+    Args:
+        spaces: Quantised heatmaps.
+    """
+    return max(critical_epsilon(spaces) / 2, _LEAST_EPSILON)
 
 
 def critical_epsilon(spaces: SmallSpaces) -> float:

@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import ClusterMixin
 
+from jaxpoison._estimators import TakesArrays
 from jaxpoison.detectors.detection import Detection, two_way_detection
 from jaxpoison.gw.kmeans import GWClusters, gw_kmeans, spaces_in_mode
 from jaxpoison.gw.pairs import debiased_distances
@@ -16,7 +17,7 @@ from jaxpoison.gw.solver import EPSILON, EntropicGW
 from jaxpoison.gw.spaces import MeasureSpaces, Spaces
 
 
-class HeatmapClustering(ClusterMixin, BaseEstimator):
+class HeatmapClustering(ClusterMixin, TakesArrays):
     """Relevance maps as metric measure spaces, k-means++ under entropic GW.
 
     Args:
@@ -76,10 +77,11 @@ class HeatmapClustering(ClusterMixin, BaseEstimator):
         Raises:
             TypeError: An option has the wrong type.
             ValueError: An option is out of range, there are fewer than two
-                heatmaps, or one is constant or not finite.
+                heatmaps, or one is constant, NaN or infinite.
         """
         started = time.perf_counter()
         solver = EntropicGW(epsilon=self.epsilon)
+        X = self._fitted_to(X)  # noqa: N806
         self.spaces_: Spaces = spaces_in_mode(X, self.mode, self.mass, self.center_size)
         self.clusters_: GWClusters = gw_kmeans(
             self.spaces_,

@@ -6,15 +6,16 @@ import time
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import ClusterMixin
 from sklearn.cluster import KMeans
 
+from jaxpoison._estimators import TakesArrays
 from jaxpoison.detectors.detection import Detection, two_way_detection
 from jaxpoison.gw.distances import mean_distances
 from jaxpoison.gw.spaces import measure_spaces
 
 
-class MeanDistanceClustering(ClusterMixin, BaseEstimator):
+class MeanDistanceClustering(ClusterMixin, TakesArrays):
     """The mean pairwise distance of the relevance mass of every heatmap, two-means.
 
     At the paper's epsilon the barycentres of Heatmap Clustering are constant and
@@ -55,13 +56,11 @@ class MeanDistanceClustering(ClusterMixin, BaseEstimator):
 
         Raises:
             ValueError: An option is out of range, there are fewer than two
-                heatmaps, or one is constant or not finite.
+                heatmaps, or one is constant, NaN or infinite.
         """
         started = time.perf_counter()
-        spaces = measure_spaces(X, mass=self.mass)
+        spaces = measure_spaces(self._fitted_to(X), mass=self.mass)
         self.mean_distances_ = mean_distances(spaces)
-        if len(self.mean_distances_) < 2:
-            raise ValueError(f"two clusters need as many heatmaps, found {len(spaces)}")
         column = self.mean_distances_[:, None]
         means = KMeans(2, n_init=self.n_init, random_state=self.random_state).fit(column)
         self.detection_: Detection = two_way_detection(

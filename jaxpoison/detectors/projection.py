@@ -7,19 +7,20 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import ClusterMixin
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, FastICA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances
 
 from jaxpoison._checks import check_choice, check_integer
+from jaxpoison._estimators import TakesArrays
 from jaxpoison.detectors.detection import Detection, two_way_detection
 
 _ICA_ITERATIONS = 1000
 
 
-class ProjectionClustering(ClusterMixin, BaseEstimator):
+class ProjectionClustering(ClusterMixin, TakesArrays):
     """PCA or FastICA, then k-means with two clusters.
 
     Args:
@@ -33,6 +34,7 @@ class ProjectionClustering(ClusterMixin, BaseEstimator):
         labels_: 1 for suspects (the smaller cluster), 0 for the others.
         detection_: The full result.
         points_: What was clustered, ``[n, n_components]``.
+        n_iter_: Rounds of k-means.
     """
 
     def __init__(
@@ -67,18 +69,19 @@ class ProjectionClustering(ClusterMixin, BaseEstimator):
         started = time.perf_counter()
         check_choice("projection", self.projection, ("pca", "ica"))
         check_integer("n_components", self.n_components, at_least=1)
-        rows = self.features(X)
+        rows = self.features(self._fitted_to(X))
         if not np.isfinite(rows).all():
             raise ValueError("the values to cluster must be finite, found NaN or infinity")
         if min(rows.shape) < max(2, self.n_components):
             raise ValueError(
                 f"{self.n_components} components need at least as many images and values per "
-                f"image, found {rows.shape[0]} images of {rows.shape[1]} values"
+                f"image, found n_samples = {rows.shape[0]}, n_features = {rows.shape[1]}"
             )
         self.points_, converged = self._project(rows)
         means = KMeans(
             2, n_init=self.n_init, max_iter=self.max_iter, random_state=self.random_state
         ).fit(self.points_)
+        self.n_iter_ = means.n_iter_
         self.detection_: Detection = two_way_detection(
             means.labels_,
             means.transform(self.points_),

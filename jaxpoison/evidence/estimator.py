@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from sklearn.base import BaseEstimator
+from sklearn.utils import Tags
 
 from jaxpoison.detectors.density import HeatmapDensity
 from jaxpoison.detectors.detection import Detection
@@ -91,6 +92,12 @@ class TransplantJudge(BaseEstimator):
         self.random_state = random_state
         self.progress = progress
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        # A class with the network that is asked; no array.
+        tags.input_tags.two_d_array = False
+        return tags
+
     def fit(self, X: Case, y: None = None) -> TransplantJudge:  # noqa: N803
         """Judges a class.
 
@@ -99,10 +106,12 @@ class TransplantJudge(BaseEstimator):
             y: Ignored; the truth is never looked at.
 
         Raises:
-            TypeError: An option has the wrong type.
+            TypeError: It is no :class:`Case`, or an option has the wrong type.
             ValueError: An option is out of range, all heatmaps are constant, or one is not
                 finite.
         """
+        if not isinstance(X, Case):
+            raise TypeError(f"TransplantJudge looks at a Case, found {type(X).__name__}")
         started = time.perf_counter()
         side = min(X.heatmaps.shape[1:])
         proposed = self._proposed(X.heatmaps)

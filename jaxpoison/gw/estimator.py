@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from jaxpoison._estimators import TakesArrays
 from jaxpoison.gw.distances import distances_to_centers
 from jaxpoison.gw.kmeans import GWClusters, gw_kmeans, spaces_in_mode
 from jaxpoison.gw.solver import EPSILON, EntropicGW
@@ -15,7 +17,9 @@ from jaxpoison.gw.spaces import SmallSpaces, Spaces
 Maps = Float[np.ndarray, "n h w"] | Float[np.ndarray, "n h w c"]
 
 
-class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
+class GromovWassersteinKMeans(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, TakesArrays
+):
     """k-means++ of heatmaps as metric measure spaces, under entropic Gromov-Wasserstein distances.
 
     Args:
@@ -70,6 +74,11 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         self.random_state = random_state
         self.progress = progress
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
     def fit(self, X: Maps, y: None = None) -> GromovWassersteinKMeans:  # noqa: N803
         """Clusters heatmaps.
 
@@ -80,10 +89,10 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         Raises:
             TypeError: An option has the wrong type.
             ValueError: An option is out of range, there are fewer heatmaps
-                than clusters, or one is constant or not finite.
+                than clusters, or one is constant, NaN or infinite.
         """
         found: GWClusters = gw_kmeans(
-            self._spaces(X),
+            self._spaces(self._fitted_to(X)),
             n_clusters=self.n_clusters,
             center_size=self.center_size,
             solver=self._solver(),
@@ -104,11 +113,17 @@ class GromovWassersteinKMeans(ClusterMixin, BaseEstimator):
         """Distances (squared) of heatmaps to all centres."""
         check_is_fitted(self)
         centers = SmallSpaces(self.cluster_centers_, self.cluster_weights_)
-        return np.asarray(distances_to_centers(self._spaces(X), centers, self._solver()).values)
+        return np.asarray(
+            distances_to_centers(self._spaces(self._checked(X)), centers, self._solver()).values
+        )
 
     def predict(self, X: Maps) -> Int[np.ndarray, " n"]:  # noqa: N803
         """The nearest centre of every heatmap."""
         return self.transform(X).argmin(1)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
 
     def _spaces(self, heatmaps: Maps) -> Spaces:
         return spaces_in_mode(heatmaps, self.mode, self.mass, self.center_size)

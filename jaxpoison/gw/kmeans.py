@@ -212,7 +212,7 @@ def spaces_in_mode(
 
     Raises:
         TypeError: An option has the wrong type.
-        ValueError: There is no such mode, or a heatmap is constant or not finite.
+        ValueError: There is no such mode, or a heatmap is constant, NaN or infinite.
     """
     check_choice("mode", mode, MODES)
     spaces = measure_spaces(heatmaps, mass=mass)

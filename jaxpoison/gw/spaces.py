@@ -117,7 +117,7 @@ def measure_spaces(
     Raises:
         TypeError: ``mass`` is not a number.
         ValueError: The shape is not that of heatmaps, ``mass`` is out of
-            range, or a heatmap is constant or not finite; the message names it.
+            range, or a heatmap is constant, NaN or infinite; the message names it.
 
     Examples:
         >>> spaces = jp.measure_spaces(heatmaps, mass=0.9)
@@ -135,7 +135,7 @@ def measure_spaces(
     bad = np.flatnonzero(~told)
     if len(bad):
         raise ValueError(
-            f"{len(bad)} of {len(maps)} heatmaps are constant or not finite, the first is "
+            f"{len(bad)} of {len(maps)} heatmaps are constant, NaN or infinite, the first is "
             f"number {bad[0]}: a heatmap must tell pixels apart to become a space"
         )
     height, width = (-(-side // -(-side // MAX_SIDE)) for side in maps.shape[1:3])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from jaxpoison._names import shown
 from jaxpoison._sampling import evenly
-from jaxpoison.detectors.density import critical_epsilon
+from jaxpoison.detectors.density import own_epsilon
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.gw.quantisation import quantised
 from jaxpoison.gw.scaling import scaled
@@ -123,7 +123,7 @@ def places(heatmaps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 2"]:
     told = np.flatnonzero(~constant(heatmaps))
     if len(told) > 1:
         spaces = quantised(measure_spaces(heatmaps[told]), _POINTS)
-        found[told] = scaled(spaces, EntropicGW(critical_epsilon(spaces) / 2))
+        found[told] = scaled(spaces, EntropicGW(own_epsilon(spaces)))
     return found
 
 

@@ -128,3 +128,12 @@ def test_many_heatmaps_are_grouped_by_their_neighbours(family, fitted, monkeypat
     np.testing.assert_allclose(
         found.sample_distances(chosen), fitted.sample_distances(chosen), atol=1e-4
     )
+
+
+def test_heatmaps_without_structure_are_grouped_by_nothing():
+    """Of two pixels each, that see each other alike: no epsilon follows from them."""
+    heatmaps = np.zeros((20, 8, 8), np.float32)
+    heatmaps[:, 2, 3] = heatmaps[:, 5, 5] = 1
+    found = HeatmapDensity().fit(heatmaps)
+    assert found.epsilon_ == 1e-3
+    assert found.detection_.suspects.sum() == 0

@@ -87,7 +87,7 @@ def test_mean_distance_is_that_of_the_mass(heatmaps):
         assert detector.mean_distances_[k] == pytest.approx(expected, rel=1e-4)
     found = detector.detection_
     assert ((found.scores > 0) == found.suspects).all()
-    with pytest.raises(ValueError, match="two clusters need as many heatmaps, found 1"):
+    with pytest.raises(ValueError, match="1 sample.* while a minimum of 2 is required"):
         MeanDistanceClustering().fit(heatmaps[:1])
 
 
@@ -117,7 +117,9 @@ def test_smaller_cluster_is_suspected_and_scores_follow():
 def test_bad_input_is_refused(activations):
     with pytest.raises(ValueError, match="projection must be one of pca, ica; found 'tsne'"):
         ActivationClustering("tsne").fit(activations)
-    with pytest.raises(ValueError, match="10 components need .* found 5 images of 40 values"):
+    with pytest.raises(
+        ValueError, match="10 components need .* found n_samples = 5, n_features = 40"
+    ):
         ActivationClustering().fit(activations[:5])
     activations[0, 0] = np.nan
     with pytest.raises(ValueError, match="must be finite, found NaN"):

@@ -74,7 +74,7 @@ def test_edges_of_fine_grids_hold_no_mass_of_their_own():
 
 def test_constant_and_infinite_maps_are_named(maps):
     maps[3] = 1
-    with pytest.raises(ValueError, match="1 of 6 heatmaps are constant .* first is number 3"):
+    with pytest.raises(ValueError, match="1 of 6 heatmaps are constant, .* first is number 3"):
         measure_spaces(maps)
     maps[2, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="2 of 6 heatmaps .* first is number 2"):
