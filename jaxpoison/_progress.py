@@ -1,7 +1,12 @@
-"""Progress bars for work that takes more than a few seconds."""
+"""Progress bars for work that takes more than a few seconds, and the time that is left in all."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from types import TracebackType
 
 from rich.console import Console
@@ -17,8 +22,90 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+# Characters in a line that hold all columns.
+_WIDE = 120
 # Names of classes and folders are no markup.
 console = Console(stderr=True, markup=False, emoji=False)
+
+
+class Plan:
+    """The steps of a job, and roughly what each costs: for the time that is left of all of it.
+
+    A step whose result is there already is not begun, and does not count.
+
+    Args:
+        costs: By step, in the order in which they are done, in whatever unit.
+    """
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self._costs = dict(costs)
+        self._left = dict(costs)
+        self._now: tuple[str, float] | None = None
+        self._cost = self._seconds = 0.0
+
+    def __contains__(self, step: object) -> bool:
+        return step in self._left
+
+    def leave_out(self, step: str) -> None:
+        """A step that need not be done; one that is none of the plan's is nothing to it."""
+        self._left.pop(step, None)
+
+    @contextlib.contextmanager
+    def doing(self, step: str) -> Iterator[None]:
+        """While a step is done, bars say how much is left of it and of all that follow.
+
+        One that is none of the plan's is a part of another.
+        """
+        if step not in self._left:
+            yield
+            return
+        started, before = time.perf_counter(), _PLAN.set(self)
+        self._left.pop(step)
+        self._now = step, started
+        try:
+            yield
+        finally:
+            _PLAN.reset(before)
+            self._now = None
+        self._cost += self._costs[step]
+        self._seconds += time.perf_counter() - started
+
+    def seconds_left(self, of_bar: float | None, speed: float | None) -> float | None:
+        """Of the step that is done now, and of those that follow; ``None`` if nothing is known.
+
+        Args:
+            of_bar: Seconds that the bar of the step says are left, where it says any.
+            speed: Share of the bar that is done in a second, where that is known.
+        """
+        if self._now is None:
+            return of_bar
+        step, started = self._now
+        cost = self._costs[step]
+        if self._seconds:
+            a_second = self._cost / self._seconds
+        elif speed:
+            a_second = cost * speed
+        else:
+            return None
+        # A step may have several bars.
+        by_cost = cost / a_second - (time.perf_counter() - started)
+        return max(of_bar or 0.0, by_cost, 0.0) + sum(self._left.values()) / a_second
+
+
+_PLAN: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+
+class _LeftOfAll(ProgressColumn):
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        share = task.speed / task.total if task.speed and task.total else None
+        seconds = self.plan.seconds_left(task.time_remaining, share)
+        if seconds is None:
+            return Text("in all -:--:--")
+        return Text(f"in all {datetime.timedelta(seconds=round(seconds))}")
 
 
 class _Speed(ProgressColumn):
@@ -29,6 +116,27 @@ class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s")
+
+
+def _columns(unit: str, plan: Plan | None) -> Iterator[ProgressColumn]:
+    """What a bar shows: on a narrow terminal less; in a log, where it has ended, no time left."""
+    narrow = console.is_terminal and console.width < _WIDE
+    yield _text("{task.description}")
+    if console.is_terminal:
+        yield BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6))
+    if narrow:
+        yield _text("{task.percentage:>3.0f} %")
+    else:
+        yield _text("{task.completed:,.0f}/{task.total:,.0f}")
+        yield _Speed(unit)
+    yield _text("{task.fields[note]}")
+    if not narrow:
+        yield TimeElapsedColumn()
+    if console.is_terminal:
+        yield _text("left")
+        yield TimeRemainingColumn()
+    if plan is not None:
+        yield _LeftOfAll(plan)
 
 
 def _text(template: str) -> TextColumn:
@@ -47,16 +155,7 @@ class Bar:
 
     def __init__(self, name: str, total: int, *, unit: str, show: bool) -> None:
         self._progress = Progress(
-            _text("{task.description}"),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
-            TextColumn(
-                "{task.completed:,.0f}/{task.total:,.0f}", table_column=Column(no_wrap=True)
-            ),
-            _Speed(unit),
-            _text("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            *_columns(unit, _PLAN.get()),
             console=console,
             expand=True,
             disable=not show or total == 0,

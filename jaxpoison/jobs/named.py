@@ -32,6 +32,8 @@ class NamedDetector:
         baseline: Whether tables of many detectors leave it out.
         counterpart: Its column in the tables of Schulth, Berghoff, Neu (``pca``, ``fastica``,
             ``ac``, ``hc``), where it has one.
+        passes: Roughly what an image of the class costs, in forward passes of the compact
+            Inception: for the time that is left.
         when_scanning: Options that differ where all classes are searched, to save time; ``mode``
             is the scan's.
 
@@ -46,6 +48,7 @@ class NamedDetector:
     make: Callable[[int], Detector]
     baseline: bool = False
     counterpart: str | None = None
+    passes: float = 1.0
     when_scanning: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -61,6 +64,7 @@ DETECTORS: dict[str, NamedDetector] = {
         lambda seed: RawClustering("pca", random_state=seed),
         baseline=True,
         counterpart="pca",
+        passes=0.3,
     ),
     "raw_ica": NamedDetector(
         "raw, FastICA",
@@ -69,6 +73,7 @@ DETECTORS: dict[str, NamedDetector] = {
         lambda seed: RawClustering("ica", random_state=seed),
         baseline=True,
         counterpart="fastica",
+        passes=0.5,
     ),
     "activation_pca": NamedDetector(
         "AC, PCA",
@@ -76,6 +81,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.ACTIVATIONS,
         lambda seed: ActivationClustering("pca", random_state=seed),
         counterpart="ac",
+        passes=0.1,
     ),
     "activation_ica": NamedDetector(
         "AC, FastICA",
@@ -83,6 +89,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.ACTIVATIONS,
         lambda seed: ActivationClustering("ica", random_state=seed),
         counterpart="ac",
+        passes=0.2,
     ),
     "mean_distance": NamedDetector(
         "mean distance",
@@ -90,6 +97,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.RELEVANCE,
         lambda seed: MeanDistanceClustering(random_state=seed),
         counterpart="hc",
+        passes=0.6,
     ),
     "heatmap_paper": NamedDetector(
         "HC, ε = 0.1",
@@ -97,6 +105,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.RELEVANCE,
         _heatmap_clustering(epsilon=PAPER_EPSILON, n_init=1),
         counterpart="hc",
+        passes=8.0,
     ),
     "heatmap": NamedDetector(
         "HC, ε = 0.02",
@@ -104,6 +113,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.RELEVANCE,
         _heatmap_clustering(),
         counterpart="hc",
+        passes=15.0,
         # Ten runs on every class would take three times as long.
         when_scanning={"n_init": 3},
     ),
@@ -114,6 +124,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.RELEVANCE,
         _heatmap_clustering(epsilon=0.005, mode="quick"),
         counterpart="hc",
+        passes=5.0,
     ),
     # Proposes groups in clean classes, too: evidence has to judge them.
     "heatmap_density": NamedDetector(
@@ -122,6 +133,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.RELEVANCE,
         lambda seed: HeatmapDensity(),  # noqa: ARG005 (nothing is drawn)
         counterpart="hc",
+        passes=6.0,
     ),
     "transplant": NamedDetector(
         "transplant",
@@ -130,6 +142,7 @@ DETECTORS: dict[str, NamedDetector] = {
         Sees.NETWORK,
         lambda seed: TransplantJudge(random_state=seed),
         counterpart="hc",
+        passes=40.0,
         when_scanning={"screened": 0.25, "screened_by": 2, "asked": 16, "at_first": 12},
     ),
 }

@@ -24,6 +24,7 @@ from jaxpoison.jobs.outcome import (
     RunOutcome,
     versions_of,
 )
+from jaxpoison.jobs.planning import plan_of_search
 from jaxpoison.jobs.prepare import prepare
 from jaxpoison.jobs.records import listed, repair_record
 from jaxpoison.jobs.search import network, search
@@ -83,6 +84,8 @@ def repair(
         data, settings = prepare(config, work, progress)
         # The parts of the data, by their index in the data before the repair.
         left = np.arange(len(data.train))
+        # Of one network and its search; how many follow is not known.
+        work.plan = plan_of_search(config, data, settings, (detector,))
         outcome = search(config, data, settings, work, progress, (detector,))
         networks = [RepairRound(outcome.data.train, outcome.evaluation)]
         trained = [outcome.trained.stage]
@@ -100,6 +103,7 @@ def repair(
             taken, out_of_validation = _taken_with(outcome, finding, work, progress)
             suspects = outcome.data.train.take(taken)
             without = _without(outcome.data, taken, out_of_validation)
+            work.plan = plan_of_search(config, without, settings, (detector,))
             following, evaluated = network(config, without, settings, work, progress)
             of_target = suspects.images[suspects.labels == config.target]
             found = exclusive_retraining(predict(following.model, of_target), config.target)

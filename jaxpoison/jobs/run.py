@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxpoison._files import write_json, write_text
 from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.outcome import RunOutcome
+from jaxpoison.jobs.planning import plan_of_search
 from jaxpoison.jobs.prepare import prepare
 from jaxpoison.jobs.records import images_table, run_record, suspects_of_run
 from jaxpoison.jobs.search import search
@@ -39,6 +40,7 @@ def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Ru
     work = WorkDirectory(workdir)
     with work.job("run"):
         data, settings = prepare(config, work, progress)
+        work.plan = plan_of_search(config, data, settings, config.detectors)
         outcome = search(config, data, settings, work, progress, config.detectors)
         write_json(workdir / "config.json", config.record())
         write_json(workdir / "result.json", run_record(outcome))

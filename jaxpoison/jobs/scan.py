@@ -25,6 +25,7 @@ from jaxpoison.jobs.explain import class_parts
 from jaxpoison.jobs.explaining import activations
 from jaxpoison.jobs.named import DETECTORS
 from jaxpoison.jobs.outcome import ScannedClass, ScanOutcome, Trained
+from jaxpoison.jobs.planning import SCANNING, plan_of_scan
 from jaxpoison.jobs.prepare import prepare, train_model
 from jaxpoison.jobs.records import classes_table, clusters_table, scan_record, suspects_of_scan
 from jaxpoison.jobs.search import detected, finding_of
@@ -79,13 +80,15 @@ def scan(
     work = WorkDirectory(workdir)
     with work.job("scan"):
         data, settings = prepare(config, work, progress)
+        names = CASCADE if options.detector == "cascade" else (options.detector,)
+        work.plan = plan_of_scan(data, settings, names)
         trained = train_model(config.model, settings, data, work, progress)
         searcher = _Searcher(config, options, trained, data.train, work, progress)
-        names = CASCADE if options.detector == "cascade" else (options.detector,)
-        found = searcher.search(names[0], searcher.classes)
-        for following in names[1:]:
-            chosen = [k for k in searcher.classes if passed_on(found[k].finding.separation)]
-            found |= searcher.search(following, chosen)
+        with work.plan.doing(SCANNING):
+            found = searcher.search(names[0], searcher.classes)
+            for following in names[1:]:
+                chosen = [k for k in searcher.classes if passed_on(found[k].finding.separation)]
+                found |= searcher.search(following, chosen)
         found |= searcher.with_carriers(found.values(), data)
         outcome = ScanOutcome(
             config,

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from jaxpoison._code import code_of
 from jaxpoison._files import read_arrays, write_arrays, write_json
-from jaxpoison._progress import console
+from jaxpoison._progress import Plan, console
 from jaxpoison.jobs.artefact import Artefact, Made
 
 SCHEMA = 2
@@ -62,6 +62,9 @@ class WorkDirectory:
     Args:
         path: The directory; made if it does not exist.
 
+    Attributes:
+        plan: What the job has before it, by stage.
+
     Raises:
         ValueError: Its name is not UTF-8, or that of a file.
         OSError: It cannot be made.
@@ -77,6 +80,7 @@ class WorkDirectory:
             ) from error
         self.path = path
         self._job = ""
+        self.plan = Plan({})
         self._used: list[tuple[str, str]] = []
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: give another work directory")
@@ -154,11 +158,13 @@ class WorkDirectory:
         folder = self.folder(name, key)
         found = _read(folder, key)
         if found is not None:
+            self.plan.leave_out(name)
             return found
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _RECORD).unlink(missing_ok=True)
         started = time.perf_counter()
-        made = make(folder)
+        with self.plan.doing(name):
+            made = make(folder)
         seconds = time.perf_counter() - started if made.seconds is None else made.seconds
         write_arrays(folder / _ARRAYS, made.arrays)
         record = {

@@ -136,7 +136,7 @@ def fit(
                 measured.append(metrics)
                 bar.advance(
                     len(metrics) * config.batch_size,
-                    f"epoch {epoch + 1}  loss {value:.3f}  accuracy {accuracy:.1%}",
+                    f"epoch {epoch + 1}, loss {value:.3f}, {accuracy:.1%} right",
                 )
             nnx.update(scored, state.parameters, state.rest)
             validation_loss, validation_accuracy = evaluate(scored, validation)

@@ -95,6 +95,7 @@ def values():
         "source": ("3", []),
         "target": ("4", []),
         "image_size": ("48", []),
+        "exclude": ("suspects.csv", []),
         "model": ("resnet18", []),
         "protocol": ("paper", []),
         "epochs": ("7", []),

@@ -16,6 +16,7 @@ from jaxpoison import (
     RunOutcome,
     Separation,
     Splits,
+    TrainConfig,
     Verdict,
     repair,
 )
@@ -50,7 +51,7 @@ def searched(attacked, monkeypatch):
     made = SimpleNamespace(
         calls=[], silhouette=0.9, activations=lambda ids: np.zeros((len(ids), 3))
     )
-    settings = "settings of the first"
+    settings = TrainConfig(epochs=3)
 
     def evaluation(data):
         return Evaluation(0.97, 10, float(data.train.poisoned.mean()), {}, 1.0)
