@@ -128,7 +128,11 @@ def row_of(network: Network, outcome: RunOutcome, scanned: ScanOutcome) -> dict[
                 "seconds": each.finding.seconds,
                 "carriers": None
                 if each.carriers is None
-                else [len(each.carriers.train), len(each.carriers.validation)],
+                else [
+                    len(each.carriers.train),
+                    len(each.carriers.validation),
+                    len(each.carriers.test),
+                ],
             }
         )
     found["truth"] = truth_of(scanned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import io
 import os
@@ -64,13 +65,13 @@ examples:
   jaxpoison run
   jaxpoison run --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison run --data gtsrb --attack label-consistent --trigger amplitude --amplitude 64
-  jaxpoison run --data photos.zip --attack none --target 3 --detectors heatmap
-  jaxpoison scan --data photos.zip --attack none --workdir runs/photos
+  jaxpoison run --data photos.zip --target 3 --detectors heatmap
+  jaxpoison scan --data photos.zip --workdir runs/photos
   jaxpoison explain --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison scan --data gtsrb --rate 0.33 --workdir runs/p33
   jaxpoison repair --data gtsrb --rate 0.33 --workdir runs/p33
 
-  jaxpoison run --data photos.zip --attack none --exclude runs/photos/suspects.csv
+  jaxpoison run --data photos.zip --exclude runs/photos/suspects.csv
 
 The work directory gets config.json, result.json, images.csv, suspects.csv and
 report.html.
@@ -218,15 +219,19 @@ def _prune(given: argparse.Namespace) -> int:
 
 
 def _config(given: argparse.Namespace) -> RunConfig:
-    """What is to be run; images of one's own are poisoned only if one wants it."""
+    """What is to be run; images of one's own are poisoned only if an attack's option is given."""
     from jaxpoison.cli.options import configured, options_of
     from jaxpoison.datasets.loading import DATASETS
     from jaxpoison.jobs.config import RunConfig, read_config
 
     base = RunConfig() if given.config is None else read_config(given.config)
+    own = hasattr(given, "data") and given.data not in DATASETS and Path(given.data).exists()
+    of_attacks = {o.name for o in options_of(RunConfig) if o.metadata["group"] == "attack"}
+    # The target is also the class that is searched.
+    if own and given.config is None and not (of_attacks - {"target"}) & vars(given).keys():
+        base = dataclasses.replace(base, attack="none")
     config = configured(base, options_of(RunConfig), given)
-    named = config.data in DATASETS or not Path(config.data).exists()
-    if config.attack != "none" and not named:
+    if config.attack != "none" and own:
         print(  # noqa: T201
             f"{100 * config.rate:g} % of class {config.target} are poisoned first, to try the "
             f"detectors (--attack {config.attack}); --attack none takes the images as they are",

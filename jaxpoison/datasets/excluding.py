@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxpoison._names import shown
-from jaxpoison.datasets.dataset import Dataset, Splits
+from jaxpoison.datasets.dataset import Splits
 
+_PARTS = ("train", "validation", "test")
 # Names that a message gives.
 _NAMED = 3
 
@@ -21,16 +22,16 @@ def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
 
     Such a table is what ``jaxpoison scan`` and ``run`` leave as ``suspects.csv`` and
     ``repair`` as ``removed.csv``; one of your own needs a column ``id``, with the name of an
-    image in each row, and may have a column ``part``: ``train`` or ``validation``. Without it
-    both are looked through. Test images stay.
+    image in each row, and may have a column ``part``: ``train``, ``validation`` or ``test``.
+    Without it all parts are looked through.
 
     Args:
         splits: The data.
         path: Of the table, as CSV.
 
     Returns:
-        The data, their training and validation images less those that are named. Names
-        that no image has are counted in a warning: an image may have been deleted since.
+        The data less the images that are named. Names that no image has are counted in a
+        warning: an image may have been deleted since.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -47,7 +48,7 @@ def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
     """
     path = Path(path)
     listed = _read(path)
-    parts = {"train": splits.train, "validation": splits.validation}
+    parts = {part: getattr(splits, part) for part in _PARTS}
     known = {part: {name: i for i, name in enumerate(data.ids)} for part, data in parts.items()}
     kept = {part: np.ones(len(data), bool) for part, data in parts.items()}
     unknown = []
@@ -61,24 +62,16 @@ def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
         some = ", ".join(shown(name) for name in unknown[:_NAMED])
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         said = (
-            f"{len(unknown)} of {len(listed)} names in {shown(str(path))} are of no training or "
-            f"validation image: {some}{more}"
+            f"{len(unknown)} of {len(listed)} names in {shown(str(path))} are of no image: "
+            f"{some}{more}"
         )
         if len(unknown) == len(listed):
             raise ValueError(f"{said}; names look like {shown(splits.train.ids[0])} here")
         warnings.warn(said, stacklevel=2)
     if not kept["train"].any():
         raise ValueError(f"{shown(str(path))} names all training images: none is left")
-    return Splits(
-        _taken(splits.train, kept["train"]),
-        _taken(splits.validation, kept["validation"]),
-        splits.test,
-        splits.backdoor,
-    )
-
-
-def _taken(data: Dataset, kept: np.ndarray) -> Dataset:
-    return data if kept.all() else data.take(kept)
+    left = {part: data.take(kept[part]) for part, data in parts.items()}
+    return Splits(**left, backdoor=splits.backdoor)
 
 
 def _read(path: Path) -> list[tuple[str | None, str]]:
@@ -100,10 +93,10 @@ def _read(path: Path) -> list[tuple[str | None, str]]:
     found = []
     for number, row in enumerate(rows, start=2):
         part, name = row.get("part"), row["id"]
-        if part not in (None, "train", "validation") or not name:
+        if part not in (None, *_PARTS) or not name:
             raise ValueError(
-                f"row {number} of {shown(str(path))} must name an image, and as part train or "
-                f"validation, found {shown(repr(part))} and {shown(repr(name))}"
+                f"row {number} of {shown(str(path))} must name an image, and as part "
+                f"{', '.join(_PARTS)}, found {shown(repr(part))} and {shown(repr(name))}"
             )
         found.append((part, name))
     return found

@@ -75,7 +75,14 @@ def load_folder(
     class_names = splits[next(iter(splits))].class_names
     if num_classes is not None and len(class_names) != num_classes:
         raise ValueError(f"expected {num_classes} classes in {root}, found {len(class_names)}")
-    return _complete(root, splits, validation_share, test_share, seed)
+    found = _complete(root, splits, validation_share, test_share, seed)
+    if progress and not {"test", "validation"} <= splits.keys():
+        console.print(
+            f"held out of {root}: {len(found.validation)} images for validation, "
+            f"{len(found.test)} for testing; trained on: {len(found.train)}",
+            soft_wrap=True,
+        )
+    return found
 
 
 def _arrange(tree: Tree, image_size: int | None, progress: bool) -> dict[str, Dataset]:

@@ -60,6 +60,10 @@ class ClassEvidence:
         carriers: Indices of images that were called only then: at the place where they are most
             like the trigger, they turn enough hosts.
         carried: Shares of the hosts that those turn, weighed as ``shares``.
+        leaving: Share of the called images that leave the class when the largest window of most
+            relevance is filled from around it (:func:`occlusion`); ``None`` where none are
+            called, or that was not tried. Images of a dirty label owe it to the trigger and leave;
+            a part of what a class shows is not missed.
 
     Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
@@ -81,6 +85,7 @@ class ClassEvidence:
     trigger: Trigger | None = None
     carriers: Int[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0, int))
     carried: Float[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0))
+    leaving: float | None = None
 
     @property
     def hosts_turned(self) -> float:
@@ -154,6 +159,7 @@ class ClassEvidence:
             "label": self.label,
             "sizes": list(self.sizes),
             "reach": None if self.trigger is None else self.trigger.reach,
+            "leaving": self.leaving,
             "groups": groups,
         }
         return values, arrays
@@ -183,6 +189,7 @@ class ClassEvidence:
             sizes=tuple(values["sizes"]),
             groups=tuple(groups),
             trigger=trigger,
+            leaving=values["leaving"],
             **{name: arrays[name] for name in _ARRAYS},
         )
 

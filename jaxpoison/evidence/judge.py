@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from jaxpoison._checks import check_class, check_fraction, check_integer
 from jaxpoison._sampling import evenly
 from jaxpoison.evidence.class_evidence import ClassEvidence, JudgedGroup
+from jaxpoison.evidence.occlusion import occlusion
 from jaxpoison.evidence.regions import concentration, window_places, windows_at
 from jaxpoison.evidence.transplant import (
     Hosts,
@@ -103,6 +104,7 @@ def judge_class(
     check_integer("asked", asked, at_least=1)
     if at_first is not None:
         check_integer("at_first", at_first, at_least=1)
+    sizes = tuple(sizes)
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(hosts.labels))
     windows = _Windows(model, images, heatmaps, sizes, hosts, label, progress)
@@ -143,7 +145,11 @@ def judge_class(
         [of - (size - side) // 2 for of, side in zip(windows.places, sizes, strict=True)]
     )
     trigger = recovered_trigger(images[those], start[best[those], those], size=size)
-    found = dataclasses.replace(found, trigger=trigger)
+    regions = windows_at(windows.places[sizes.index(size)][those], size, images.shape[1:3])
+    leaving = None
+    if not regions.all((1, 2)).any():
+        leaving = occlusion(model, images[those], regions, label).changed
+    found = dataclasses.replace(found, trigger=trigger, leaving=leaving)
     others = np.setdiff1d(np.arange(len(images)), those)
     carriers, carried = find_carriers(model, images[others], found, hosts, progress=progress)
     return dataclasses.replace(found, carriers=others[carriers], carried=carried)

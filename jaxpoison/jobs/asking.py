@@ -140,11 +140,12 @@ def look_for_carriers(
     work: WorkDirectory,
     progress: bool,
 ) -> Carriers:
-    """Searches the images of all other classes, and all for validation, for a class's trigger.
+    """Searches the images of all other classes, and all that nothing was trained on, for a trigger.
 
     Args:
         trained: The network.
-        data: Training and validation images.
+        data: Training, validation and test images; the last may have been held out of images
+            that someone tampered with.
         evidence: Of the attacked class.
         hosts: Of :func:`possible_hosts`.
         seed: Of the draw of hosts.
@@ -157,11 +158,12 @@ def look_for_carriers(
     drawn = _hosts_of(data.train, label, hosts, seed)
 
     def make(_: Path) -> Made:
-        title = f"class {label}" if progress else None
+        title = f"trigger of class {label}" if progress else None
         arrays = {}
         for name, images in (
             ("train", data.train.images[others]),
             ("validation", data.validation.images),
+            ("test", data.test.images),
         ):
             found = find_carriers(trained.model, images, evidence, drawn, progress=title)
             arrays[name] = found[0]
@@ -173,8 +175,10 @@ def look_for_carriers(
             "evidence": found_by,
             "train": data.train.fingerprint,
             "validation": data.validation.fingerprint,
+            "test": data.test.fingerprint,
         },
         make,
         code=(find_carriers, *kinds_of(trained.model)),
     )
-    return Carriers(others[stage.arrays["train"]], stage.arrays["validation"], stage.seconds)
+    found = stage.arrays
+    return Carriers(others[found["train"]], found["validation"], found["test"], stage.seconds)

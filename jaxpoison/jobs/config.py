@@ -159,7 +159,8 @@ class RunConfig:
     attack: str = option(
         "standard",
         "standard (dirty label), label-consistent (clean label; trains a second network "
-        "on the clean data first, once) or none",
+        "on the clean data first, once) or none: the images as they are, which is what a folder or "
+        "zip gets unless an option of an attack is given",
         choices=ATTACKS,
         group="attack",
     )

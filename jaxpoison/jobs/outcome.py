@@ -154,11 +154,13 @@ class Carriers:
     Attributes:
         train: Indices of training images of other classes.
         validation: Indices of validation images, of whatever class.
+        test: Indices of test images, of whatever class.
         seconds: Time taken.
     """
 
     train: Int[np.ndarray, " m"]
     validation: Int[np.ndarray, " v"]
+    test: Int[np.ndarray, " t"]
     seconds: float
 
 
@@ -239,13 +241,18 @@ class ScanOutcome:
         return called
 
     @property
-    def called_validation(self) -> Bool[np.ndarray, " v"]:
+    def called_in_validation(self) -> Bool[np.ndarray, " v"]:
         """Which validation images carry the trigger of an attacked class."""
-        called = np.zeros(len(self.data.validation), bool)
-        for scanned in self.classes:
-            if scanned.carriers is not None:
-                called[scanned.carriers.validation] = True
-        return called
+        return _at(len(self.data.validation), [c.validation for c in self._carriers])
+
+    @property
+    def called_in_test(self) -> Bool[np.ndarray, " t"]:
+        """Which test images carry the trigger of an attacked class."""
+        return _at(len(self.data.test), [c.test for c in self._carriers])
+
+    @property
+    def _carriers(self) -> list[Carriers]:
+        return [each.carriers for each in self.classes if each.carriers is not None]
 
     @property
     def rank(self) -> int | None:
@@ -255,6 +262,13 @@ class ScanOutcome:
         order = [scanned.label for scanned in self.classes]
         target = self.data.backdoor.target
         return order.index(target) + 1 if target in order else None
+
+
+def _at(count: int, indices: Sequence[Int[np.ndarray, " m"]]) -> Bool[np.ndarray, " n"]:
+    chosen = np.zeros(count, bool)
+    for some in indices:
+        chosen[some] = True
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)

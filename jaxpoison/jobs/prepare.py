@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxpoison._checks import check_class
+from jaxpoison._progress import console
 from jaxpoison.attacks.backdoor import standard_backdoor
 from jaxpoison.attacks.label_consistent import label_consistent_backdoor
 from jaxpoison.attacks.pgd import perturbed
@@ -50,8 +51,19 @@ def prepare(config: RunConfig, work: WorkDirectory, progress: bool) -> tuple[Spl
     _check_attack_fits(config, clean)
     data = _attacked(config, clean, work, progress)
     if config.exclude is not None:
-        data = without_listed(data, config.exclude)
+        left = without_listed(data, config.exclude)
+        if progress:
+            console.print(
+                f"{_count(data) - _count(left)} of {_count(data)} images left out: "
+                f"{config.exclude} names them",
+                soft_wrap=True,
+            )
+        data = left
     return data, settings_for(config, data, config.seed)
+
+
+def _count(data: Splits) -> int:
+    return len(data.train) + len(data.validation) + len(data.test)
 
 
 def _check_attack_fits(config: RunConfig, clean: Splits) -> None:

@@ -178,6 +178,7 @@ def _class_record(scanned: ScannedClass, train: Dataset) -> dict[str, Any]:
         else {
             "train": len(scanned.carriers.train),
             "validation": len(scanned.carriers.validation),
+            "test": len(scanned.carriers.test),
         },
     }
 
@@ -188,6 +189,7 @@ def _evidence_record(evidence: ClassEvidence) -> dict[str, Any]:
         "asked": len(evidence.asked),
         "called": int(evidence.called.sum()),
         "called_as_carriers": len(evidence.carriers),
+        "called_that_leave_without_the_region": evidence.leaving,
         "trigger": None if evidence.trigger is None else _trigger_record(evidence.trigger),
         "turned_by_host_class": {str(k): share for k, share in evidence.turned().items()} or None,
         "groups": [
@@ -271,7 +273,8 @@ def suspects_of_scan(outcome: ScanOutcome) -> str:
     """The content of ``suspects.csv`` after a scan: images to leave out, whatever their class."""
     return listed(
         train=outcome.data.train.take(outcome.called),
-        validation=outcome.data.validation.take(outcome.called_validation),
+        validation=outcome.data.validation.take(outcome.called_in_validation),
+        test=outcome.data.test.take(outcome.called_in_test),
     )
 
 
@@ -321,7 +324,7 @@ def listed(**parts: Dataset) -> str:
     """Names and labels of images, as :func:`jaxpoison.without_listed` reads them.
 
     Args:
-        **parts: Images of ``train`` and ``validation``.
+        **parts: Images of ``train``, ``validation`` and ``test``.
     """
     rows = [
         (part, name, int(label))

@@ -92,7 +92,13 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
             f"{CASCADE[1]} looked at {explained} of them; --detector {CASCADE[1]} looks at all",
             highlight=False,
         )
-    console.print(f"report: {_at(workdir / 'scan.html')}", highlight=False, soft_wrap=True)
+    called = [outcome.called, outcome.called_in_validation, outcome.called_in_test]
+    console.print(
+        f"report: {_at(workdir / 'scan.html')}   {sum(int(part.sum()) for part in called)} images "
+        f"called: {_at(workdir / 'suspects.csv')}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_repair(outcome: RepairOutcome, workdir: Path, seconds: float) -> None:

@@ -8,6 +8,9 @@ from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.verdict import JUDGE
 from jaxpoison.jobs.outcome import RunOutcome, ScannedClass, ScanOutcome
 
+# Where fewer of the called images need the region that explains them, there is a doubt.
+_NEEDED_FROM = 0.5
+
 
 def said_of_class(evidence: ClassEvidence) -> str:
     """Whether transplants call a class attacked, and why.
@@ -67,8 +70,21 @@ def said_of_attacked(scanned: ScannedClass, names: Sequence[str]) -> str:
     suspects = int(scanned.finding.detection.suspects.sum())
     return (
         f"Class {scanned.label} ({names[scanned.label]}) is attacked: {suspects} of its "
-        f"{len(scanned.members)} images are called poisoned.{_why(scanned.finding.evidence)}"
+        f"{len(scanned.members)} training images are called poisoned."
+        f"{_why(scanned.finding.evidence)}{_elsewhere(scanned)}"
     )
+
+
+def _elsewhere(scanned: ScannedClass) -> str:
+    if scanned.carriers is None:
+        return ""
+    found = {
+        "training images of other classes": len(scanned.carriers.train),
+        "validation images": len(scanned.carriers.validation),
+        "test images": len(scanned.carriers.test),
+    }
+    said = [f"{count} {what}" for what, count in found.items() if count]
+    return f" Its trigger is also on {', '.join(said)}." if said else ""
 
 
 def _why(evidence: ClassEvidence | None) -> str:
@@ -76,9 +92,18 @@ def _why(evidence: ClassEvidence | None) -> str:
         return ""
     by_class = evidence.turned().values()
     share = sum(by_class) / len(by_class)
-    return (
+    said = (
         f" The region that explains them turns {100 * share:.0f} % of images of other classes "
-        f"into class {evidence.label}."
+        f"into class {evidence.label}"
+    )
+    if evidence.leaving is None:
+        return f"{said}."
+    said += f"; without it, {100 * evidence.leaving:.0f} % of them are no longer called so."
+    if evidence.leaving >= _NEEDED_FROM:
+        return said
+    return (
+        f"{said} Most do not need it: it may be a part of what the class shows, or of an attack "
+        "whose images have their true label. Look at the trigger before leaving them out."
     )
 
 

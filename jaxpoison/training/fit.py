@@ -121,7 +121,9 @@ def fit(
     scored = nnx.clone(model)
     total = config.epochs * steps * config.batch_size
     with Bar("training", total, unit="images", show=progress) as bar:
-        bar.advance(len(history.epochs) * steps * config.batch_size)
+        if history.epochs:
+            bar.line(f"training goes on after epoch {len(history.epochs)} of {config.epochs}")
+            bar.advance(len(history.epochs) * steps * config.batch_size)
         for epoch in range(len(history.epochs), config.epochs):
             if _exhausted(history, config.patience):
                 break

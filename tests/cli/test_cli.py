@@ -174,6 +174,8 @@ def test_images_of_ones_own_are_not_poisoned_unsaid(ran, tmp_path, capsys):
         "--attack none takes the images as they are\n"
     )
     assert main([*command, str(photos), "--attack", "none"]) == 0
+    assert main([*command, str(photos), "--target", "3"]) == 0
+    assert [config.attack for config, *_ in ran] == ["standard", "none", "none"]
     assert main([*command, "gtsrb"]) == 0
     assert capsys.readouterr().err == ""
 

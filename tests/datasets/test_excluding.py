@@ -50,9 +50,9 @@ def test_a_part_is_left_alone_if_the_list_names_another(splits, tmp_path):
         "label,id\n7,0\n",
     ],
 )
-def test_without_parts_all_but_test_images_are_looked_through(splits, tmp_path, text):
+def test_without_parts_all_images_are_looked_through(splits, tmp_path, text):
     found = without_listed(splits, listed(tmp_path, text))
-    assert left(found) == (splits.train.ids[1:], ("v",), ("0", "1"))
+    assert left(found) == (splits.train.ids[1:], ("v",), ("1",))
 
 
 def test_any_name_may_be_listed(splits, tmp_path):
@@ -68,7 +68,7 @@ def test_an_empty_list_leaves_everything(splits, tmp_path):
 
 def test_names_that_no_image_has_are_said(splits, tmp_path):
     path = listed(tmp_path, "part,id\ntrain,0\ntrain,gone\nvalidation,2\n")
-    with pytest.warns(UserWarning, match="2 of 3 names in .* are of no training or .*: gone, 2"):
+    with pytest.warns(UserWarning, match="2 of 3 names in .* are of no image: gone, 2"):
         found = without_listed(splits, path)
     assert found.train.ids == splits.train.ids[1:]
 
@@ -78,7 +78,7 @@ def test_names_that_no_image_has_are_said(splits, tmp_path):
     [
         ("name\n0\n", "must have a column id with names of images, found name"),
         ("", "must have a column id .* found no columns"),
-        ("id,part\n0,test\n", "row 2 of .* as part train or validation, found 'test' and '0'"),
+        ("id,part\n0,all\n", "row 2 of .* as part train, validation, test, found 'all' and '0'"),
         ("part,id\ntrain,\n", "row 2 of .* must name an image"),
         ("id\na\nb\nc\nd\ne\n", "5 of 5 names .*: a, b, c and 2 more; names look like 0 here"),
         ('id\n0\n1\n2\n"x,""y""\n"\ncaf\udce9\n', "names all training images"),

@@ -23,6 +23,7 @@ from jaxpoison.evidence.verdict import (
 from jaxpoison.jobs import detecting
 from jaxpoison.jobs.asking import evidence_of
 from jaxpoison.jobs.detecting import detect, detection_of
+from jaxpoison.report.words import said_of_class
 
 LABEL, CLASSES, SIDE = 2, 12, 14
 STICKER = np.array([250, 240, 10])
@@ -94,6 +95,21 @@ def test_what_is_poisoned_is_called_whether_few_or_most_are(count, poisoned):
     assert found.turned() == dict.fromkeys(np.delete(np.arange(CLASSES), LABEL), 1.0)
 
 
+@pytest.mark.parametrize("owed", [4, 10, 0])
+def test_whether_called_images_need_their_region_is_measured(owed):
+    """With their own class in the first pixel they stay; with another they leave."""
+    rng = np.random.default_rng(owed)
+    images, heatmaps, _ = class_images(rng, 60, 10)
+    images[:owed, 0, 0, 1] = 7
+    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, asked=8)
+    assert found.called.sum() == 10
+    assert found.leaving == owed / 10
+    said = said_of_class(found)
+    assert f"without it, {10 * owed} % of them are no longer called so" in said
+    assert ("Look at the trigger before leaving them out" in said) == (owed < 5)
+    assert ClassEvidence.of_parts(*found.parts()).leaving == found.leaving
+
+
 def test_a_clean_class_is_not_attacked(rng):
     images, heatmaps, _ = class_images(rng, 60, 0)
     found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, [np.arange(9)], asked=8)
@@ -101,6 +117,7 @@ def test_a_clean_class_is_not_attacked(rng):
     assert not found.called.any()
     assert found.turned() == {}
     assert found.trigger is None
+    assert found.leaving is None
     # Every region turns the similar class, and so hardly counts.
     assert found.flips[:, :, found.classes == 3].all()
     assert found.hosts_turned < 0.05

@@ -26,6 +26,7 @@ from jaxpoison.jobs.explaining import ExplainedClass
 module = import_module("jaxpoison.jobs.repair")
 outcomes = import_module("jaxpoison.jobs.outcome")
 TARGET, SOURCE = 1, 0
+NONE = np.zeros(0, int)
 
 
 @pytest.fixture
@@ -251,8 +252,8 @@ def test_options_are_checked(tmp_path):
 @pytest.fixture
 def carriers(monkeypatch):
     """Carriers that are found at first; none later."""
-    waiting = [outcomes.Carriers(np.array([3]), np.array([3]), 1.0)]
-    none = outcomes.Carriers(np.zeros(0, int), np.zeros(0, int), 1.0)
+    waiting = [outcomes.Carriers(np.array([3]), np.array([3]), NONE, 1.0)]
+    none = outcomes.Carriers(NONE, NONE, NONE, 1.0)
 
     def look(trained, data, evidence, hosts, seed, found_by, work, progress):
         assert found_by == "key of the finding"
@@ -285,6 +286,6 @@ def test_other_detectors_put_back_what_looks_like_its_label(searched, tmp_path):
 
 
 def test_some_validation_images_are_left(searched, carriers, tmp_path):
-    carriers[:] = [outcomes.Carriers(np.zeros(0, int), np.arange(4), 1.0)]
+    carriers[:] = [outcomes.Carriers(NONE, np.arange(4), NONE, 1.0)]
     repaired(tmp_path, detector="transplant", rounds=1)
     assert ("network", 31, 4) in searched.calls

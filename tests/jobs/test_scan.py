@@ -64,14 +64,17 @@ def test_what_carries_a_trigger_elsewhere_is_a_suspect_too(config, tmp_path):
     outcome = scan(config, tmp_path, detector="activation_pca")
     data, first = outcome.data, outcome.classes[0]
     others = np.flatnonzero(data.train.labels != first.label)[:2]
-    carried = dataclasses.replace(first, carriers=Carriers(others, np.array([3]), 0.0))
+    carried = dataclasses.replace(
+        first, carriers=Carriers(others, np.array([3]), np.array([1, 4]), 0.0)
+    )
     found = dataclasses.replace(outcome, classes=(carried, *outcome.classes[1:]))
     before = {(row["part"], row["id"]) for row in read(tmp_path / "suspects.csv")}
     (tmp_path / "more.csv").write_text(suspects_of_scan(found))
     after = {(row["part"], row["id"]) for row in read(tmp_path / "more.csv")}
     assert before == {("train", data.train.ids[i]) for i in np.flatnonzero(outcome.called)}
     assert after - before == {("train", data.train.ids[i]) for i in others} | {
-        ("validation", data.validation.ids[3])
+        ("validation", data.validation.ids[3]),
+        *(("test", data.test.ids[i]) for i in (1, 4)),
     }
 
 
