@@ -63,7 +63,9 @@ def decode_image(
         # Pillow names the bytes it was given, not the file.
         why = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
         why = why.partition("<_io.BytesIO")[0].strip() or type(error).__name__
-        raise ValueError(f"{name} cannot be read as an image: {why}") from error
+        raise ValueError(
+            f"{name} cannot be read as an image: {why} (repair it or move it out)"
+        ) from error
     if image_size is not None and image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image, np.uint8)

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._files import write_json, write_text
+from jaxpoison._names import shown
 from jaxpoison._progress import Bar
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Sees
@@ -165,6 +166,12 @@ class _Searcher:
                     )
                 self._took(name, made)
                 found[label] = ScannedClass(label, index, finding_of(name, made))
+                suspicion = found[label].finding.verdict.suspicion
+                bar.line(
+                    f"class {label} ({shown(self.train.class_names[label])}), {len(index)} images: "
+                    + ("attacked" if found[label].suspicious else "not called attacked")
+                    + ("" if suspicion is None else f", suspicion {suspicion:.2f}")
+                )
                 bar.advance(len(index), f"class {label}")
         return found
 
