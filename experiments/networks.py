@@ -116,6 +116,7 @@ def row_of(network: Network, outcome: RunOutcome, scanned: ScanOutcome) -> dict[
                 "attacked": each.suspicious,
                 "hosts_turned": evidence.hosts_turned,
                 "called": int(evidence.called.sum()),
+                "leaving": evidence.leaving,
                 "most_turned_by_an_image": float(evidence.shares.max()),
                 "groups": [
                     [

@@ -51,11 +51,18 @@ SLOW = frozenset(
 )
 
 
+# Files that take minutes come first: no worker has one left when the others have ended. What the
+# first compiles the last need not.
+LONGEST = ("test_docs.py", "test_site.py", "test_package.py", "test_end_to_end.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests to run while working: ``pytest -m fast`` ends within two minutes."""
     for item in items:
         if item.path.name not in SLOW:
             item.add_marker("fast")
+    place = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
