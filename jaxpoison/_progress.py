@@ -41,7 +41,7 @@ class Plan:
         self._costs = dict(costs)
         self._left = dict(costs)
         self._now: tuple[str, float] | None = None
-        self._cost = self._seconds = 0.0
+        self._cost = self._seconds = self._resumed = 0.0
 
     def __contains__(self, step: object) -> bool:
         return step in self._left
@@ -61,14 +61,18 @@ class Plan:
             return
         started, before = time.perf_counter(), _PLAN.set(self)
         self._left.pop(step)
-        self._now = step, started
+        self._now, self._resumed = (step, started), 0.0
         try:
             yield
         finally:
             _PLAN.reset(before)
             self._now = None
-        self._cost += self._costs[step]
+        self._cost += self._costs[step] * (1 - self._resumed)
         self._seconds += time.perf_counter() - started
+
+    def resume(self, share: float) -> None:
+        """A share of the step at work was done before it was interrupted."""
+        self._resumed = share
 
     def seconds_left(self, of_bar: float | None, speed: float | None) -> float | None:
         """Of the step that is done now, and of those that follow; ``None`` if nothing is known.
@@ -88,7 +92,7 @@ class Plan:
         else:
             return None
         # A step may have several bars.
-        by_cost = cost / a_second - (time.perf_counter() - started)
+        by_cost = cost * (1 - self._resumed) / a_second - (time.perf_counter() - started)
         return max(of_bar or 0.0, by_cost, 0.0) + sum(self._left.values()) / a_second
 
 
@@ -154,8 +158,9 @@ class Bar:
     """
 
     def __init__(self, name: str, total: int, *, unit: str, show: bool) -> None:
+        self._plan = _PLAN.get()
         self._progress = Progress(
-            *_columns(unit, _PLAN.get()),
+            *_columns(unit, self._plan),
             console=console,
             expand=True,
             disable=not show or total == 0,
@@ -173,6 +178,12 @@ class Bar:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+    def resume(self, units: int) -> None:
+        """Moves on by what was done before an interruption."""
+        if self._plan is not None:
+            self._plan.resume(units / max(1.0, self._progress.tasks[0].total or 0.0))
+        self.advance(units)
 
     def advance(self, units: int, note: str | None = None) -> None:
         """Moves on by ``units``; ``note`` replaces the text beside the bar."""

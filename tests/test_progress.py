@@ -57,6 +57,18 @@ def test_what_is_there_already_does_not_count(clock):
         assert plan.seconds_left(10.0, 0.05) == pytest.approx(10 + 50 / 5)
 
 
+def test_what_was_done_before_an_interruption_counts_for_nothing(clock):
+    plan = Plan({"train": 300.0, "explain": 100.0})
+    with plan.doing("train"):
+        plan.resume(0.9)
+        clock.now = 5.0
+        # Half of the tenth that was left, in five seconds: three units a second.
+        assert plan.seconds_left(5.0, 0.01) == pytest.approx(5 + 100 / 3)
+        clock.now = 10.0
+    with plan.doing("explain"):
+        assert plan.seconds_left(None, None) == pytest.approx(100 / 3)
+
+
 def test_a_bar_says_what_is_left_in_all(capsys):
     plan = Plan({"train": 300.0, "detect": 50.0})
     with plan.doing("train"), Bar("training", 4, unit="images", show=True) as bar:

@@ -73,8 +73,8 @@ examples:
 
   jaxpoison run --data photos.zip --exclude runs/photos/suspects.csv
 
-The work directory gets config.json, result.json, images.csv, suspects.csv and
-report.html.
+The work directory gets config.json, result.json, images.csv, suspects-class-K.csv
+and report.html.
 """
 _STATUSES = """\
 exit status:

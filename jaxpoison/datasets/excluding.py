@@ -23,7 +23,8 @@ def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
     Such a table is what ``jaxpoison scan`` and ``run`` leave as ``suspects.csv`` and
     ``repair`` as ``removed.csv``; one of your own needs a column ``id``, with the name of an
     image in each row, and may have a column ``part``: ``train``, ``validation`` or ``test``.
-    Without it all parts are looked through.
+    Without it all parts are looked through, and so they are where the named part has no such image
+    and one other has: a folder's parts depend on the seed.
 
     Args:
         splits: The data.
@@ -35,8 +36,8 @@ def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no table with a column ``id``, names a part there is not, no image has
-            any of its names, or no training image would be left.
+        ValueError: It is no table with a column ``id``, has a row for every image, names a part
+            there is not, no image has any of its names, or no image of a part would be left.
 
     Examples:
         >>> import pathlib, tempfile
@@ -46,36 +47,48 @@ def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
         >>> len(jp.without_listed(splits, table).train)
         38
     """
-    path = Path(path)
-    listed = _read(path)
+    listed, said = listed_images(path), shown(str(path))
     parts = {part: getattr(splits, part) for part in _PARTS}
-    known = {part: {name: i for i, name in enumerate(data.ids)} for part, data in parts.items()}
-    kept = {part: np.ones(len(data), bool) for part, data in parts.items()}
+    known = {part: set(data.ids) for part, data in parts.items()}
+    taken: dict[str, set[str]] = {part: set() for part in parts}
     unknown = []
     for part, name in listed:
-        where = [each for each in ([part] if part else parts) if name in known[each]]
+        where = [each for each in parts if name in known[each]]
+        if part in where:
+            where = [part]
+        elif part is not None and len(where) > 1:
+            where = []
+        # Of one part alone: with another seed it was held out elsewhere.
         for each in where:
-            kept[each][known[each][name]] = False
+            taken[each].add(name)
         if not where:
             unknown.append(name)
     if unknown:
         some = ", ".join(shown(name) for name in unknown[:_NAMED])
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        said = (
-            f"{len(unknown)} of {len(listed)} names in {shown(str(path))} are of no image: "
-            f"{some}{more}"
-        )
+        message = f"{len(unknown)} of {len(listed)} names in {said} are of no image: {some}{more}"
         if len(unknown) == len(listed):
-            raise ValueError(f"{said}; names look like {shown(splits.train.ids[0])} here")
-        warnings.warn(said, stacklevel=2)
-    if not kept["train"].any():
-        raise ValueError(f"{shown(str(path))} names all training images: none is left")
-    left = {part: data.take(kept[part]) for part, data in parts.items()}
+            raise ValueError(f"{message}; names look like {shown(splits.train.ids[0])} here")
+        warnings.warn(message, stacklevel=2)
+    left = {}
+    for part, data in parts.items():
+        left[part] = data.take(np.array([name not in taken[part] for name in data.ids], bool))
+        if len(data) and not len(left[part]):
+            raise ValueError(f"{said} names all images of part {part}: none is left")
     return Splits(**left, backdoor=splits.backdoor)
 
 
-def _read(path: Path) -> list[tuple[str | None, str]]:
-    """The part, where it is known, and the name of every image of a list."""
+def listed_images(path: str | os.PathLike[str]) -> list[tuple[str | None, str]]:
+    """The part, where it is known, and the name of every image that a list names.
+
+    Args:
+        path: Of the list, as CSV.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no such list.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no list of images to exclude at {shown(str(path))}")
     # Names of files may be no UTF-8; other programs write a mark in front.
@@ -89,6 +102,11 @@ def _read(path: Path) -> list[tuple[str | None, str]]:
         raise ValueError(
             f"{shown(str(path))} must have a column id with names of images, found "
             f"{shown(', '.join(columns)) or 'no columns'}"
+        )
+    if clusters := [name for name in columns if name.endswith("cluster")]:
+        raise ValueError(
+            f"{shown(str(path))} has a row for every image, with clusters ({clusters[0]}): give "
+            "suspects.csv, or the rows of the images to leave out without these columns"
         )
     found = []
     for number, row in enumerate(rows, start=2):

@@ -60,10 +60,11 @@ class ClassEvidence:
         carriers: Indices of images that were called only then: at the place where they are most
             like the trigger, they turn enough hosts.
         carried: Shares of the hosts that those turn, weighed as ``shares``.
-        leaving: Share of the called images that leave the class when the largest window of most
-            relevance is filled from around it (:func:`occlusion`); ``None`` where none are
-            called, or that was not tried. Images of a dirty label owe it to the trigger and leave;
-            a part of what a class shows is not missed.
+        leaving: Of the images that are called by their own region and that the network puts into
+            the class, the share that leaves it when the largest window of most relevance is filled
+            from around it (:func:`occlusion`); ``None`` where there are none, or it was not tried.
+            Images of a dirty label owe it to the trigger and leave; a part of what a class shows is
+            not missed.
 
     Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))

@@ -29,7 +29,7 @@ from jaxpoison.evidence.transplant import (
 from jaxpoison.evidence.trigger import recovered_trigger, trigger_distances
 from jaxpoison.evidence.verdict import UNCLEAR_FROM, turns
 from jaxpoison.gw.spaces import constant
-from jaxpoison.models.inference import class_count
+from jaxpoison.models.inference import class_count, predict
 
 # Members of a group that are asked, and class-mates, evenly over all, that are the control.
 _OF_GROUP, _CONTROL = 8, 32
@@ -146,13 +146,21 @@ def judge_class(
     )
     trigger = recovered_trigger(images[those], start[best[those], those], size=size)
     regions = windows_at(windows.places[sizes.index(size)][those], size, images.shape[1:3])
-    leaving = None
-    if not regions.all((1, 2)).any():
-        leaving = occlusion(model, images[those], regions, label).changed
+    leaving = _leaving(model, images[those], regions, label)
     found = dataclasses.replace(found, trigger=trigger, leaving=leaving)
     others = np.setdiff1d(np.arange(len(images)), those)
     carriers, carried = find_carriers(model, images[others], found, hosts, progress=progress)
     return dataclasses.replace(found, carriers=others[carriers], carried=carried)
+
+
+def _leaving(
+    model: Any, images: UInt8[np.ndarray, "n h w c"], regions: Bool[np.ndarray, "n h w"], label: int
+) -> float | None:
+    """Share of the images in a class that are not in it any more without a region."""
+    inside = predict(model, images).argmax(-1) == label
+    if not inside.any() or regions.all((1, 2)).any():
+        return None
+    return occlusion(model, images[inside], regions[inside], label).changed
 
 
 class _Windows:

@@ -135,6 +135,9 @@ def _plain(each: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
 class RunConfig:
     """Everything that decides the result of a run; ``jaxpoison run --help`` says what each is.
 
+    The attack is ``standard`` by default, of data of one's own, too: say ``attack="none"`` for the
+    images as they are. (The command line does so for a folder or zip.)
+
     Raises:
         TypeError: A value has the wrong type.
         ValueError: A value is out of range, or none of its choices.

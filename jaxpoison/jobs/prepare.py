@@ -21,7 +21,7 @@ from jaxpoison.attacks.pgd import perturbed
 from jaxpoison.attacks.triggers import AmplitudePattern, Sticker, Trigger
 from jaxpoison.datasets.cache import cache_directory
 from jaxpoison.datasets.dataset import Splits
-from jaxpoison.datasets.excluding import without_listed
+from jaxpoison.datasets.excluding import listed_images, without_listed
 from jaxpoison.datasets.loading import load_data
 from jaxpoison.jobs.artefact import Artefact, Made
 from jaxpoison.jobs.config import RunConfig
@@ -47,6 +47,8 @@ def prepare(config: RunConfig, work: WorkDirectory, progress: bool) -> tuple[Spl
         ValueError: The configuration does not fit the data.
         FileNotFoundError: There are no data at the given path, or no list of images to exclude.
     """
+    if config.exclude is not None:
+        _check_exclude(Path(config.exclude), work)
     clean = _loaded(config, progress)
     _check_attack_fits(config, clean)
     data = _attacked(config, clean, work, progress)
@@ -60,6 +62,21 @@ def prepare(config: RunConfig, work: WorkDirectory, progress: bool) -> tuple[Spl
             )
         data = left
     return data, settings_for(config, data, config.seed)
+
+
+def _check_exclude(path: Path, work: WorkDirectory) -> None:
+    """Raises, before anything takes time, where it is no list, or one that the job would overwrite.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no list, or stands where a job writes its own.
+    """
+    listed_images(path)
+    if path.resolve().parent == work.path.resolve():
+        raise ValueError(
+            f"{path} stands in the work directory, where a job may write its own: give another "
+            "work directory, or a copy of the list"
+        )
 
 
 def _count(data: Splits) -> int:

@@ -264,13 +264,13 @@ def clusters_table(outcome: ScanOutcome) -> str:
 
 
 def suspects_of_run(outcome: RunOutcome) -> str:
-    """The content of ``suspects.csv`` after a run: images of the searched class to leave out."""
+    """The content of ``suspects-class-K.csv``: images of the searched class to leave out."""
     members = outcome.explained.members[outcome.called]
     return listed(train=outcome.data.train.take(members))
 
 
 def suspects_of_scan(outcome: ScanOutcome) -> str:
-    """The content of ``suspects.csv`` after a scan: images to leave out, whatever their class."""
+    """The content of ``suspects.csv``: images to leave out, whatever their class."""
     return listed(
         train=outcome.data.train.take(outcome.called),
         validation=outcome.data.validation.take(outcome.called_in_validation),

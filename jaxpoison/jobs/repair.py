@@ -161,9 +161,11 @@ def _taken_with(
         widened = widened_suspects(suspected, outcome.explained.activations)
         return outcome.explained.members[widened], _validation_suspects(outcome, widened)
     hosts = possible_hosts(outcome.trained, data.train, work, progress)
+    # Nothing is trained on test images: none of them is taken out.
+    trained_on = dataclasses.replace(data, test=data.test.take(np.zeros(0, int)))
     carriers = look_for_carriers(
         outcome.trained,
-        data,
+        trained_on,
         finding.evidence,
         hosts,
         outcome.config.seed,

@@ -17,8 +17,8 @@ from jaxpoison.jobs.stages import WorkDirectory
 def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> RunOutcome:
     """Runs all stages; finished ones are read from the work directory.
 
-    Leaves ``config.json``, ``result.json``, ``images.csv`` and ``suspects.csv``, and each
-    stage's own files under ``stages/``.
+    Leaves ``config.json``, ``result.json``, ``images.csv`` and ``suspects-class-K.csv``, and
+    each stage's own files under ``stages/``.
 
     Args:
         config: What to run.
@@ -45,6 +45,6 @@ def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Ru
         write_json(workdir / "config.json", config.record())
         write_json(workdir / "result.json", run_record(outcome))
         write_text(workdir / "images.csv", images_table(outcome))
-        write_text(workdir / "suspects.csv", suspects_of_run(outcome))
+        write_text(workdir / f"suspects-class-{config.target}.csv", suspects_of_run(outcome))
         work.finish(outcome.trained.stage)
     return outcome

@@ -168,7 +168,8 @@ class _Searcher:
                 found[label] = ScannedClass(label, index, finding_of(name, made))
                 suspicion = found[label].finding.verdict.suspicion
                 bar.line(
-                    f"class {label} ({shown(self.train.class_names[label])}), {len(index)} images: "
+                    f"{name}, class {label} ({shown(self.train.class_names[label])}), "
+                    f"{len(index)} images: "
                     + ("attacked" if found[label].suspicious else "not called attacked")
                     + ("" if suspicion is None else f", suspicion {suspicion:.2f}")
                 )

@@ -49,7 +49,8 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
         line += f", mean attack success rate {_percent(evaluation.masr)} %"
     console.print(f"{line}, {seconds:.0f} s", highlight=False)
     console.print(
-        f"report: {_at(workdir / 'report.html')}   suspects: {_at(workdir / 'suspects.csv')}",
+        f"report: {_at(workdir / 'report.html')}   suspects: "
+        f"{_at(workdir / f'suspects-class-{outcome.config.target}.csv')}",
         highlight=False,
         soft_wrap=True,
     )

@@ -98,7 +98,10 @@ def _why(evidence: ClassEvidence | None) -> str:
     )
     if evidence.leaving is None:
         return f"{said}."
-    said += f"; without it, {100 * evidence.leaving:.0f} % of them are no longer called so."
+    said += (
+        f"; without it, {100 * evidence.leaving:.0f} % of the called images are no longer "
+        "classified so."
+    )
     if evidence.leaving >= _NEEDED_FROM:
         return said
     return (

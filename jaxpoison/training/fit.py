@@ -123,7 +123,7 @@ def fit(
     with Bar("training", total, unit="images", show=progress) as bar:
         if history.epochs:
             bar.line(f"training goes on after epoch {len(history.epochs)} of {config.epochs}")
-            bar.advance(len(history.epochs) * steps * config.batch_size)
+            bar.resume(len(history.epochs) * steps * config.batch_size)
         for epoch in range(len(history.epochs), config.epochs):
             if _exhausted(history, config.patience):
                 break

@@ -60,6 +60,16 @@ def test_any_name_may_be_listed(splits, tmp_path):
     assert without_listed(splits, path).train.ids == ("0", "1", "2")
 
 
+def test_an_image_that_another_seed_held_out_is_found_where_it_is(splits, tmp_path):
+    found = without_listed(splits, listed(tmp_path, "part,id\ntrain,v\ntest,2\n"))
+    assert left(found) == (("0", "1", 'x,"y"\n', "caf\udce9"), ("0",), ("0", "1"))
+
+
+def test_all_images_of_a_name_are_left_out(tmp_path):
+    twice = Splits(part("train", ["a", "a", "b"]), part("validation", ["v"]), part("test", ["t"]))
+    assert without_listed(twice, listed(tmp_path, "id\na\n")).train.ids == ("b",)
+
+
 def test_an_empty_list_leaves_everything(splits, tmp_path):
     found = without_listed(splits, listed(tmp_path, "part,id,label\n"))
     assert left(found) == left(splits)
@@ -67,8 +77,8 @@ def test_an_empty_list_leaves_everything(splits, tmp_path):
 
 
 def test_names_that_no_image_has_are_said(splits, tmp_path):
-    path = listed(tmp_path, "part,id\ntrain,0\ntrain,gone\nvalidation,2\n")
-    with pytest.warns(UserWarning, match="2 of 3 names in .* are of no image: gone, 2"):
+    path = listed(tmp_path, "part,id\ntrain,0\ntrain,gone\nvalidation,1\n")
+    with pytest.warns(UserWarning, match="2 of 3 names in .* are of no image: gone, 1"):
         found = without_listed(splits, path)
     assert found.train.ids == splits.train.ids[1:]
 
@@ -81,7 +91,9 @@ def test_names_that_no_image_has_are_said(splits, tmp_path):
         ("id,part\n0,all\n", "row 2 of .* as part train, validation, test, found 'all' and '0'"),
         ("part,id\ntrain,\n", "row 2 of .* must name an image"),
         ("id\na\nb\nc\nd\ne\n", "5 of 5 names .*: a, b, c and 2 more; names look like 0 here"),
-        ('id\n0\n1\n2\n"x,""y""\n"\ncaf\udce9\n', "names all training images"),
+        ('id\n0\n1\n2\n"x,""y""\n"\ncaf\udce9\n', "names all images of part train"),
+        ("part,id\nvalidation,0\nvalidation,v\n", "names all images of part validation"),
+        ("id,label,raw_pca_cluster\n0,0,1\n", r"a row for every image, with clusters \(raw_pca_cl"),
         ("id\n" + "0" * 200_000 + "\n", "is no CSV: field larger"),
     ],
 )

@@ -105,7 +105,7 @@ def test_whether_called_images_need_their_region_is_measured(owed):
     assert found.called.sum() == 10
     assert found.leaving == owed / 10
     said = said_of_class(found)
-    assert f"without it, {10 * owed} % of them are no longer called so" in said
+    assert f"without it, {10 * owed} % of the called images are no longer classified so" in said
     assert ("Look at the trigger before leaving them out" in said) == (owed < 5)
     assert ClassEvidence.of_parts(*found.parts()).leaving == found.leaving
 

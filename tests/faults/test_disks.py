@@ -46,7 +46,7 @@ def test_a_full_disk_takes_one_line_and_loses_nothing(disk, tmp_path):
     assert "what is finished is kept: the same command goes on" in said
     end("run", str(disk(20_000) / "work"))
     end("run", str(tmp_path / "elsewhere"))
-    names = ("result.json", "images.csv")
+    names = ("result.json", "images.csv", "suspects-class-5.csv")
     found, expected = results(disk(20_000) / "work"), results(tmp_path / "elsewhere")
     assert {k: found[k] for k in names} == {k: expected[k] for k in names}
 

@@ -116,7 +116,7 @@ def test_interrupted_by_the_keyboard_a_job_says_how_to_go_on(undisturbed, tmp_pa
     assert process.returncode == 130, output
     assert output.strip().splitlines()[-1] == "interrupted; give the same command again to go on"
     end("run", work)
-    names = ("result.json", "images.csv")
+    names = ("result.json", "images.csv", "suspects-class-5.csv")
     assert {k: results(work)[k] for k in names} == {k: undisturbed[0][k] for k in names}
 
 
@@ -132,5 +132,5 @@ def test_two_jobs_in_one_directory_take_turns(undisturbed, tmp_path):
     if second.returncode:
         assert "another process works in" in said.splitlines()[-1]
         assert second.returncode == 2
-    names = ("result.json", "images.csv")
+    names = ("result.json", "images.csv", "suspects-class-5.csv")
     assert {k: results(work)[k] for k in names} == {k: undisturbed[0][k] for k in names}

@@ -384,7 +384,7 @@ def test_a_data_set_without_names_keeps_its_ids(config, tmp_path, monkeypatch):
 
 def test_what_is_called_can_be_left_out_of_the_next_run(config, tmp_path, monkeypatch):
     attacked = dataclasses.replace(config, detectors=("raw_pca", "activation_pca"))
-    table = tmp_path / "first" / "suspects.csv"
+    table = tmp_path / "first" / "suspects-class-5.csv"
     # However far the clusters lie apart, the class is attacked to no detector, or to one.
     monkeypatch.setitem(SUSPICIOUS_FROM, "activation_pca", 10.0)
     assert not run(attacked, tmp_path / "first").called.any()
@@ -403,5 +403,21 @@ def test_what_is_called_can_be_left_out_of_the_next_run(config, tmp_path, monkey
     assert again.data.backdoor is not None
     assert again.trained.stage.key != first.trained.stage.key
     record = json.loads((tmp_path / "second" / "result.json").read_text())
-    assert record["config"]["exclude"] == "suspects.csv"
+    assert record["config"]["exclude"] == "suspects-class-5.csv"
     assert read_config(tmp_path / "second" / "config.json").exclude == str(table)
+
+
+def test_a_list_where_the_job_writes_its_own_is_refused_at_once(config, tmp_path, only):
+    only()
+    (tmp_path / "list.csv").write_text("id\ntrain/1\n")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "suspects.csv").write_text("id\ntrain/1\n")
+    for name, message in (
+        ("work/suspects.csv", "stands in the work directory, where a job may write its own"),
+        ("none.csv", "no list of images to exclude"),
+    ):
+        excluding = dataclasses.replace(config, exclude=str(tmp_path / name))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            run(excluding, tmp_path / "work")
+    with pytest.raises(AssertionError, match="fit ran"):
+        run(dataclasses.replace(config, exclude=str(tmp_path / "list.csv")), tmp_path / "work")
