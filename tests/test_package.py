@@ -108,7 +108,7 @@ def test_it_runs_where_only_the_wheel_is_installed(built, tmp_path):
     )
     assert "activation_pca" in printed
     made = tmp_path / "jaxpoison-run"
-    assert (made / "suspects.csv").read_text().startswith("part,id,label\n")
+    assert (made / "suspects-class-5.csv").read_text().startswith("part,id,label\n")
     assert "data:image/png" in (made / "report.html").read_text()
     where = "import jaxpoison; print(jaxpoison.__file__)"
     python = str(environment / "bin" / "python")
