@@ -51,6 +51,16 @@ SLOW = frozenset(
 )
 
 
+# Long tests of what others test on smaller networks, or of another estimator: for the night.
+NIGHTLY = (
+    "test_relevance_is_zennits[resnet18-Paper]",
+    "test_relevance_is_zennits[resnet18-EpsilonGammaBox]",
+    "test_the_network_is_differentiated_forwards",
+    "test_derivatives_of_any_kind_are_laxs",
+    "test_relevance_is_linear_in_its_start",
+    "test_scikit_learns_checks_pass[HeatmapClusteringOnRows",
+    "test_two_jobs_in_one_directory_take_turns",
+)
 # Files that take minutes come first: no worker has one left when the others have ended. What the
 # first compiles the last need not.
 LONGEST = ("test_docs.py", "test_site.py", "test_package.py", "test_end_to_end.py")
@@ -61,6 +71,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name not in SLOW:
             item.add_marker("fast")
+    if not os.environ.get("JAXPOISON_NIGHTLY"):
+        skip = pytest.mark.skip(reason="takes long beside others like it: JAXPOISON_NIGHTLY=1")
+        for item in items:
+            if any(name in item.nodeid for name in NIGHTLY):
+                item.add_marker(skip)
     place = {name: k for k, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
