@@ -42,10 +42,10 @@ images, and by which trigger: the region that explains an image is pasted on ima
 of other classes, and the network asked whether they turn into this class. Writes
 scan.html, scan.json, classes.csv (one row per class), clusters.csv (one row per
 image), suspects.csv (what is called poisoned, whatever its class: a list for --exclude)
-and the trigger of every attacked class as a picture into the work directory. --detector names other
-judges, which rank classes by how far two clusters lie apart. Takes the options of run
-but --detectors; what run or explain left there with the same options is used, and so
-are classes that were finished before an interruption.
+and the trigger of every attacked class as a picture into the work directory.
+--detector names other judges, which rank classes by how far two clusters lie apart.
+Takes the options of run but --detectors; what run or explain left there with the same
+options is used, and so are classes that were finished before an interruption.
 """
 _REPAIR_DESCRIPTION = """\
 Takes out of the training images what is called poisoned, and what carries the same

@@ -20,11 +20,11 @@ _NAMED = 3
 def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
     r"""Data without the images that a table names.
 
-    Such a table is what ``jaxpoison scan`` and ``run`` leave as ``suspects.csv`` and
-    ``repair`` as ``removed.csv``; one of your own needs a column ``id``, with the name of an
-    image in each row, and may have a column ``part``: ``train``, ``validation`` or ``test``.
-    Without it all parts are looked through, and so they are where the named part has no such image
-    and one other has: a folder's parts depend on the seed.
+    Such a table is what ``jaxpoison scan`` leaves as ``suspects.csv``, ``run`` as
+    ``suspects-class-K.csv`` and ``repair`` as ``removed.csv``. One of your own needs a column
+    ``id``, with the name of an image in each row, and may have a column ``part``: ``train``,
+    ``validation`` or ``test``. Without it all parts are looked through, and so they are where the
+    named part has no such image and one other has: a folder's parts depend on the seed.
 
     Args:
         splits: The data.
@@ -57,8 +57,8 @@ def without_listed(splits: Splits, path: str | os.PathLike[str]) -> Splits:
         if part in where:
             where = [part]
         elif part is not None and len(where) > 1:
+            # Held out elsewhere with another seed, it would be in one part alone.
             where = []
-        # Of one part alone: with another seed it was held out elsewhere.
         for each in where:
             taken[each].add(name)
         if not where:

@@ -314,11 +314,6 @@ def find_carriers(
         None where nothing of the class was called.
 
     Examples:
-        >>> some = attacked.train.images[attacked.train.labels == 5]
-        >>> yellow = (some == (245, 255, 0)).all(-1)  # what explains them to this network
-        >>> logits = jp.predict(backdoored, train.images)
-        >>> hosts = jp.hosts_for(5, train.images, train.labels, logits)
-        >>> evidence = jp.judge_class(backdoored, some, yellow + 1e-3, hosts, 5)
         >>> validation = attacked.validation
         >>> carriers, shares = jp.find_carriers(backdoored, validation.images, evidence, hosts)
         >>> carriers.tolist() == np.flatnonzero(validation.poisoned).tolist()

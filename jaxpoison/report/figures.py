@@ -151,11 +151,6 @@ def trigger_picture(evidence: ClassEvidence, names: Sequence[str]) -> Figure:
         ValueError: No image of the class is called.
 
     Examples:
-        >>> some = attacked.train.images[attacked.train.labels == 5]
-        >>> yellow = (some == (245, 255, 0)).all(-1)  # what explains them to this network
-        >>> logits = jp.predict(backdoored, train.images)
-        >>> hosts = jp.hosts_for(5, train.images, train.labels, logits)
-        >>> evidence = jp.judge_class(backdoored, some, yellow + 1e-3, hosts, 5)
         >>> jp.trigger_picture(evidence, train.class_names).savefig("trigger.png")
     """
     trigger, turned = evidence.trigger, evidence.turned()
