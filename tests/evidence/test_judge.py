@@ -76,6 +76,7 @@ def hosts_of(rng):
     return Hosts(np.arange(len(labels)), images, labels, -np.ones(len(labels)))
 
 
+module = importlib.import_module("jaxpoison.evidence.judge")
 pytestmark = pytest.mark.mixes_types
 
 
@@ -108,6 +109,18 @@ def test_whether_called_images_need_their_region_is_measured(owed):
     assert f"without it, {10 * owed} % of the called images are no longer classified so" in said
     assert ("Look at the trigger before leaving them out" in said) == (owed < 5)
     assert ClassEvidence.of_parts(*found.parts()).leaving == found.leaving
+
+
+def test_images_that_are_not_in_the_class_cannot_leave_it(rng):
+    images, _, places = class_images(rng, 4, 4)
+    masks = np.zeros(images.shape[:3], bool)
+    for mask, (row, column) in zip(masks, places, strict=True):
+        mask[row : row + 3, column : column + 3] = True
+    # The last two carry nothing, and are of another class to the network.
+    images[2:] = 100
+    images[2:, 0, 0, 1] = 7
+    assert module._leaving(Obeys(), images, masks, LABEL) == 0
+    assert module._leaving(Obeys(), images[2:], masks[2:], LABEL) is None
 
 
 def test_a_clean_class_is_not_attacked(rng):
