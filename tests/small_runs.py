@@ -11,6 +11,7 @@ from jaxpoison.models.named import MODELS
 
 class Small(nnx.Module):
     feature_layer = "hidden"
+    image_side = 32
 
     def __init__(self, num_classes, *, rngs):
         self.conv = nnx.Conv(3, 4, (3, 3), strides=2, rngs=rngs)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from jaxpoison import synthetic
+from jaxpoison import Dataset, Splits, Sticker, detection_rates, standard_backdoor, synthetic
 from jaxpoison.models.layers import ConvBlock, MaxPool
 
 pytestmark = pytest.mark.mixes_types
@@ -30,28 +30,32 @@ class MyNetwork(nnx.Module):
         return self.out(nnx.relu(self.hidden(x.reshape(len(x), -1))))
 
 
-def arrays():
-    """Four easy classes of the rendered signs."""
+def attacked():
+    """Four easy classes of the rendered signs, one poisoned."""
     splits = synthetic(train=1000, validation=200, test=200)
-    images, labels = {}, {}
-    for name in ("train", "validation", "test"):
-        part = getattr(splits, name)
-        part = part.take(part.labels >= 6)
-        images[name], labels[name] = part.images, part.labels - 6
-    return images, labels
+    four = []
+    for part in (splits.train, splits.validation, splits.test):
+        some = part.take(part.labels >= 6)
+        four.append(Dataset.from_arrays(some.images, some.labels - 6))
+    return standard_backdoor(Splits(*four), source=0, target=1, rate=0.2, trigger=Sticker(3))
 
 
 def test_example_finds_the_poisoned_images(capsys):
     text = README.read_text()
     (code,) = re.findall(r"<!-- example.*?-->\n```python\n(.*?)```", text, re.DOTALL)
     assert code.count("\n") <= 25
-    images, labels = arrays()
+    data = attacked()
+    parts = ("train", "validation", "test")
+    images, labels = (
+        {name: getattr(getattr(data, name), what) for name in parts}
+        for what in ("images", "labels")
+    )
     scope = {"MyNetwork": MyNetwork, "images": images, "labels": labels}
     exec(code, scope)
-    rates = scope["jp"].detection_rates(
-        scope["detector"].detection_.suspects, scope["data"].train.poisoned[scope["suspected"]]
-    )
+    suspects, suspected = scope["detector"].detection_.suspects, scope["suspected"]
+    rates = detection_rates(suspects, data.train.poisoned[suspected])
     assert rates.acc > 0.9
     # Twenty-five images are poisoned; the network is small, and trained for a minute.
     assert rates.tpr > 0.8
-    assert "DetectionRates" in capsys.readouterr().out
+    named = [str(scope["data"].train.ids[i]) for i in suspected[suspects][:5]]
+    assert capsys.readouterr().out.strip() == str(named)

@@ -221,10 +221,14 @@ def _prune(given: argparse.Namespace) -> int:
 def _config(given: argparse.Namespace) -> RunConfig:
     """What is to be run; images of one's own are poisoned only if an attack's option is given."""
     from jaxpoison.cli.options import configured, options_of
-    from jaxpoison.datasets.loading import DATASETS
+    from jaxpoison.datasets.loading import DATASETS, class_number
     from jaxpoison.jobs.config import RunConfig, read_config
 
     base = RunConfig() if given.config is None else read_config(given.config)
+    for each in options_of(RunConfig):
+        if each.metadata.get("is_class") and hasattr(given, each.name):
+            data = getattr(given, "data", base.data)
+            setattr(given, each.name, class_number(getattr(given, each.name), data))
     own = hasattr(given, "data") and given.data not in DATASETS and Path(given.data).exists()
     of_attacks = {o.name for o in options_of(RunConfig) if o.metadata["group"] == "attack"}
     # The target is also the class that is searched.

@@ -101,7 +101,8 @@ def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) ->
         group.add_argument(
             each.flag,
             dest=each.name,
-            type=_names if several else kind,
+            # A class may be given by its name: which number that is, the data know.
+            type=_names if several else str if each.metadata.get("is_class") else kind,
             metavar=each.metadata.get("metavar"),
             default=argparse.SUPPRESS,
             help=help_text if default is None else f"{help_text} [{default}]",

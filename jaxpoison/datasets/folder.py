@@ -33,6 +33,7 @@ def load_folder(
     *,
     num_classes: int | None = None,
     image_size: int | None = None,
+    expected_side: int | None = None,
     validation_share: float = 1 / 9,
     test_share: float = 0.2,
     seed: int = 0,
@@ -47,6 +48,8 @@ def load_folder(
         num_classes: If given, the number of classes that must be found.
         image_size: If given, every image is resized to this side (bilinear,
             antialiased); otherwise all images must already have one size.
+        expected_side: If given, the side that all images must have; the first that has
+            another is named before others are decoded.
         validation_share: Share of the training images held out where the data
             brings no validation split.
         test_share: Share of all images held out where the data brings no test split.
@@ -71,7 +74,7 @@ def load_folder(
     """
     root = Path(path)
     with open_tree(root) as tree:
-        splits = _arrange(tree, image_size, progress)
+        splits = _arrange(tree, image_size, expected_side, progress)
     class_names = splits[next(iter(splits))].class_names
     if num_classes is not None and len(class_names) != num_classes:
         raise ValueError(f"expected {num_classes} classes in {root}, found {len(class_names)}")
@@ -85,8 +88,26 @@ def load_folder(
     return found
 
 
-def _arrange(tree: Tree, image_size: int | None, progress: bool) -> dict[str, Dataset]:
-    """Sorts files into splits and classes, decodes them, or takes them from the cache."""
+def class_names_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the classes of an image folder, or a zip of one, by number; nothing is decoded.
+
+    Args:
+        path: As :func:`load_folder` takes it.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``path``.
+        ValueError: It holds no images, or in another layout.
+    """
+    with open_tree(Path(path)) as tree:
+        return _sorted_out(tree)[1]
+
+
+def _sorted_out(tree: Tree) -> tuple[dict[str, dict[str, list[str]]], tuple[str, ...], list[str]]:
+    """Names of images by split and class, names of all classes, and the files that are no images.
+
+    Raises:
+        ValueError: There are no images, or in another layout.
+    """
     suffixes = image_suffixes()
     images = [n for n in tree.files if PurePosixPath(n).suffix.lower() in suffixes]
     others = [n for n in tree.files if PurePosixPath(n).suffix.lower() not in suffixes]
@@ -102,6 +123,14 @@ def _arrange(tree: Tree, image_size: int | None, progress: bool) -> dict[str, Da
     for name in class_names:
         if "train" in by_split and name not in by_split["train"]:
             raise ValueError(f"class {name!r} in {tree.root} has no training images")
+    return by_split, tuple(class_names), others
+
+
+def _arrange(
+    tree: Tree, image_size: int | None, expected_side: int | None, progress: bool
+) -> dict[str, Dataset]:
+    """Sorts files into splits and classes, decodes them, or takes them from the cache."""
+    by_split, class_names, others = _sorted_out(tree)
     _say_what_is_left_out(tree, others, progress)
     order = {
         split: [
@@ -114,13 +143,16 @@ def _arrange(tree: Tree, image_size: int | None, progress: bool) -> dict[str, Da
     listing = sorted((name, *marks) for name, marks in tree.files.items())
     pixels = cached_arrays(
         (str(tree.root.resolve()), image_size, listing, hash_of_code(load_folder)),
-        lambda: _decode(tree, order, image_size, progress),
+        lambda: _decode(tree, order, image_size, expected_side, progress),
     )
+    for split, files in order.items():
+        # Where they were decoded for a network that takes another size.
+        _check_side(pixels[split][0], expected_side, files[0][0], tree.root)
     return {
         split: Dataset(
             pixels[split],
             np.array([k for _, k in files], np.int32),
-            tuple(class_names),
+            class_names,
             tuple(n for n, _ in files),
         )
         for split, files in order.items()
@@ -145,6 +177,7 @@ def _decode(
     tree: Tree,
     order: dict[str, list[tuple[str, int]]],
     image_size: int | None,
+    expected_side: int | None,
     progress: bool,
 ) -> dict[str, np.ndarray]:
     total = sum(map(len, order.values()))
@@ -163,6 +196,7 @@ def _decode(
                     continue
                 found = f"{image.shape[1]}x{image.shape[0]}"
                 if not size:
+                    _check_side(image, expected_side, name, tree.root)
                     size, first = found, name
                 elif found != size and not faults:
                     raise ValueError(
@@ -175,6 +209,15 @@ def _decode(
     if faults:
         raise ValueError(_said_of(faults, total, tree.root))
     return pixels
+
+
+def _check_side(image: np.ndarray, expected: int | None, name: str, root: Path) -> None:
+    if expected is not None and image.shape[:2] != (expected, expected):
+        raise ValueError(
+            f"expected images of {expected}x{expected}, found {image.shape[1]}x{image.shape[0]} "
+            f"({name} in {root}): give the image size {expected} to resize them (--image-size "
+            f"{expected} on the command line)"
+        )
 
 
 def _said_of(faults: dict[str, ValueError], total: int, root: Path) -> str:

@@ -43,6 +43,7 @@ def option(
     at_most: int | None = None,
     metavar: str | None = None,
     goes_with: tuple[str, str] | None = None,
+    is_class: bool = False,
     group: str = "options",
 ) -> Any:
     """A field that is also an option of the command line.
@@ -55,6 +56,7 @@ def option(
         at_most: Of integers, the largest.
         metavar: What its value is called in ``--help``.
         goes_with: Name and value of another option, without which this one has no effect.
+        is_class: Whether it is the number of a class, which is also found by its name.
         group: Under which heading ``--help`` lists it.
     """
     made: dict[str, Any] = {"default_factory" if callable(default) else "default": default}
@@ -67,6 +69,7 @@ def option(
             "at_most": at_most,
             "metavar": metavar,
             "goes_with": goes_with,
+            "is_class": is_class,
             "group": group,
         },
     )
@@ -216,15 +219,18 @@ class RunConfig:
     )
     source: int = option(
         2,
-        "class that the standard attack poisons",
+        "class that the standard attack poisons, by its number or name",
         metavar="CLASS",
+        is_class=True,
         goes_with=("attack", "standard"),
         group="attack",
     )
     target: int = option(
         5,
-        "class whose label the poisoned images get, and whose images are searched",
+        "class whose label the poisoned images get, and whose images are searched, by its number "
+        "or name",
         metavar="CLASS",
+        is_class=True,
         group="attack",
     )
     image_size: int | None = option(

@@ -53,5 +53,16 @@ def plan_of_scan(data: Splits, settings: TrainConfig, detectors: Sequence[str]) 
     return Plan({**_training(data, settings), SCANNING: (_EXPLAINED + searched) * len(data.train)})
 
 
+def plan_of_carriers(data: Splits, attacked: Sequence[int]) -> Plan:
+    """The triggers of attacked classes looked for in all images: each costs as much.
+
+    Args:
+        data: Training, validation and test images.
+        attacked: The classes.
+    """
+    images = len(data.train) + len(data.validation) + len(data.test)
+    return Plan({f"carriers-of-{label:04d}": float(images) for label in attacked})
+
+
 def _training(data: Splits, settings: TrainConfig) -> dict[str, float]:
     return {"train": _TRAINED * settings.epochs * len(data.train)}

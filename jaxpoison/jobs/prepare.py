@@ -101,7 +101,13 @@ def _check_attack_fits(config: RunConfig, clean: Splits) -> None:
 
 
 def _loaded(config: RunConfig, progress: bool) -> Splits:
-    return load_data(config.data, image_size=config.image_size, seed=config.seed, progress=progress)
+    return load_data(
+        config.data,
+        image_size=config.image_size,
+        expected_side=MODELS[config.model].image_side,
+        seed=config.seed,
+        progress=progress,
+    )
 
 
 def settings_for(config: RunConfig, splits: Splits, seed: int) -> TrainConfig:

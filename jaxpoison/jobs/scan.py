@@ -26,7 +26,7 @@ from jaxpoison.jobs.explain import class_parts
 from jaxpoison.jobs.explaining import activations
 from jaxpoison.jobs.named import DETECTORS
 from jaxpoison.jobs.outcome import ScannedClass, ScanOutcome, Trained
-from jaxpoison.jobs.planning import SCANNING, plan_of_scan
+from jaxpoison.jobs.planning import SCANNING, plan_of_carriers, plan_of_scan
 from jaxpoison.jobs.prepare import prepare, train_model
 from jaxpoison.jobs.records import classes_table, clusters_table, scan_record, suspects_of_scan
 from jaxpoison.jobs.search import detected, finding_of
@@ -181,10 +181,13 @@ class _Searcher:
     ) -> dict[int, ScannedClass]:
         """Attacked classes whose trigger is known, and what else carries it."""
         found = {}
+        known = []
         for scanned in classes:
             evidence = scanned.finding.evidence
-            if evidence is None or evidence.trigger is None:
-                continue
+            if evidence is not None and evidence.trigger is not None:
+                known.append((scanned, evidence))
+        self.work.plan = plan_of_carriers(data, [scanned.label for scanned, _ in known])
+        for scanned, evidence in known:
             hosts = possible_hosts(self.trained, self.train, self.work, self.progress)
             carriers = look_for_carriers(
                 self.trained,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
@@ -26,6 +28,7 @@ class CompactInception(nnx.Module):
     Attributes:
         feature_layer: Path of the layer whose outputs Activation Clustering
             uses: the last hidden one, 128 wide.
+        image_side: Of the images it takes.
 
     Examples:
         >>> network = jp.CompactInception(43, rngs=nnx.Rngs(0))
@@ -34,6 +37,7 @@ class CompactInception(nnx.Module):
     """
 
     feature_layer = "dense2"
+    image_side: ClassVar[int | None] = 32
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
@@ -105,6 +107,7 @@ class ResNet18(nnx.Module):
     Attributes:
         feature_layer: Path of the layer whose outputs Activation Clustering
             uses: the last hidden one, 512 wide.
+        image_side: Of the images it takes: any.
 
     Examples:
         >>> network = jp.ResNet18(10, rngs=nnx.Rngs(0))
@@ -113,6 +116,7 @@ class ResNet18(nnx.Module):
     """
 
     feature_layer = "pool"
+    image_side: ClassVar[int | None] = None
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ from jaxpoison.report.figures import (
     trigger_picture,
 )
 from jaxpoison.report.gallery import Gallery, gallery
-from jaxpoison.report.words import said_of_attacked, said_of_run, said_of_scan
+from jaxpoison.report.words import said_of_attacked, said_of_excluded, said_of_run, said_of_scan
 from jaxpoison.training.protocols import TrainConfig
 
 _EXAMPLES = 4
@@ -63,6 +63,7 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
             trigger=_trigger(config),
             source_name=_source_name(outcome),
             sentences=list(said_of_run(outcome)),
+            excluded=said_of_excluded(config),
             gallery=_gallery(
                 outcome.data.train,
                 outcome.explained.members,
@@ -121,6 +122,7 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
             names=train.class_names,
             data_name=Path(outcome.config.data).name,
             sentences=list(said_of_scan(outcome)),
+            excluded=said_of_excluded(outcome.config),
             thresholds={k: v for k, v in SUSPICIOUS_FROM.items() if k in outcome.detectors},
             turns_from=TURNS_FROM,
             rates=rates,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.verdict import JUDGE
+from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.outcome import RunOutcome, ScannedClass, ScanOutcome
 
 # Where fewer of the called images need the region that explains them, there is a doubt.
@@ -60,6 +62,18 @@ def said_of_scan(outcome: ScanOutcome) -> Iterator[str]:
         yield f"No class is called attacked.{_looked_at(outcome)}"
 
 
+def said_of_excluded(config: RunConfig) -> str:
+    """Which images a job was told to leave out; nothing where none.
+
+    Args:
+        config: Of the job.
+    """
+    if config.exclude is None:
+        return ""
+    name = Path(config.exclude).name
+    return f"The images that {name} names were left out: neither trained on nor searched."
+
+
 def said_of_attacked(scanned: ScannedClass, names: Sequence[str]) -> str:
     """A sentence for a class that is called attacked.
 
@@ -90,11 +104,9 @@ def _elsewhere(scanned: ScannedClass) -> str:
 def _why(evidence: ClassEvidence | None) -> str:
     if evidence is None:
         return ""
-    by_class = evidence.turned().values()
-    share = sum(by_class) / len(by_class)
     said = (
-        f" The region that explains them turns {100 * share:.0f} % of images of other classes "
-        f"into class {evidence.label}"
+        f" The region that explains them turns {100 * evidence.hosts_turned:.0f} % of images of "
+        f"other classes into class {evidence.label}"
     )
     if evidence.leaving is None:
         return f"{said}."

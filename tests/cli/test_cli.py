@@ -124,6 +124,20 @@ def test_every_option_reaches_its_field(option, ran, tmp_path):
     assert all(getattr(ran[0][0], name) == getattr(plain, name) for name in untouched)
 
 
+def test_classes_are_found_by_their_names(ran, tmp_path, capsys):
+    named = ["--target", "stop", "--source", "limit 20"]
+    assert main(["run", "--workdir", str(tmp_path), *named]) == 0
+    assert (ran[0][0].target, ran[0][0].source) == (9, 0)
+    assert main(["run", "--workdir", str(tmp_path), "--target", "stopp"]) == 2
+    assert "did you mean 'stop'?" in capsys.readouterr().err
+
+
+def test_images_of_a_size_that_the_network_does_not_take_are_refused(tmp_path, capsys):
+    command = ["run", "--quiet", "--workdir", str(tmp_path)]
+    assert main([*command, "--image-size", "48"]) == 2
+    assert "the network takes images of 32x32, found the image size 48" in capsys.readouterr().err
+
+
 def test_without_options_the_defaults_are_run(ran, tmp_path):
     assert main(["run", "--workdir", str(tmp_path)]) == 0
     assert main(["scan", "--workdir", str(tmp_path), "--detector", "heatmap"]) == 0
@@ -191,7 +205,7 @@ def test_a_scan_has_a_detector_of_its_own(capsys, tmp_path):
     [
         (["--triger", "sticker"], "unknown: --triger sticker (did you mean --trigger?)"),
         (["--epoch", "1"], "unknown: --epoch 1 (did you mean --epochs?)"),
-        (["--target", "cat"], "argument --target: invalid int value: 'cat'"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
     ],
 )
 def test_mistyped_options_take_one_line(given, message, capsys):

@@ -93,6 +93,49 @@ def test_resizes_to_one_side(split_tree):
     assert load_folder(split_tree, image_size=16).train.image_shape == (16, 16, 3)
 
 
+def test_images_of_another_size_than_expected_are_named_before_others_are_decoded(
+    split_tree, monkeypatch
+):
+    decoded = []
+    decode = folder.decode_image
+
+    def counted(data, name, size):
+        decoded.append(name)
+        return decode(data, name, size)
+
+    monkeypatch.setattr(folder, "decode_image", counted)
+    message = (
+        r"expected images of 32x32, found 8x8 \(Testing/cat/0.png in .*: give the image size 32"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_folder(split_tree, expected_side=32)
+    assert len(decoded) == 1
+    # Nor is what is cached for others taken.
+    assert load_folder(split_tree, expected_side=8).train.images.shape[1:] == (8, 8, 3)
+    for expected in (32, 16):
+        with pytest.raises(ValueError, match=f"expected images of {expected}x{expected}, found"):
+            load_folder(split_tree, expected_side=expected)
+    assert load_data(str(split_tree), image_size=16, expected_side=16).train.images.shape[1] == 16
+    with pytest.raises(ValueError, match="network takes images of 32x32, found the image size 16"):
+        load_data(str(split_tree), image_size=16, expected_side=32)
+
+
+def test_classes_have_names_and_numbers(split_tree, monkeypatch):
+    monkeypatch.setattr(folder, "decode_image", None)
+    data = str(split_tree)
+    assert [loading.class_number(name, data) for name in ("cat", "dog", "1", "7")] == [0, 1, 1, 7]
+    assert loading.class_number("stop", "synthetic") == 9
+    with pytest.raises(
+        ValueError,
+        match=r"no class of .* is called 'dogs' \(did you mean 'dog'\?\): there are cat, dog$",
+    ):
+        loading.class_number("dogs", data)
+    with pytest.raises(ValueError, match=r"there are 00000, 00001, .*, …$"):
+        loading.class_number("stop", "gtsrb")
+    with pytest.raises(FileNotFoundError, match="no data at 'nowhere'"):
+        loading.class_number("stop", "nowhere")
+
+
 def test_every_data_set_is_asked_for_its_size(monkeypatch):
     monkeypatch.setattr(loading, "synthetic", lambda size, **_: size)
     assert load_data("synthetic") == 32

@@ -12,6 +12,7 @@ from jaxpoison.evidence.verdict import SUSPICIOUS_FROM
 from jaxpoison.jobs import detecting, explaining, prepare, stages
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.models.inference import predict
+from jaxpoison.report.html import write_report
 
 pytestmark = pytest.mark.mixes_types
 DETECTORS = ("raw_pca", "activation_pca", "heatmap_paper")
@@ -405,6 +406,10 @@ def test_what_is_called_can_be_left_out_of_the_next_run(config, tmp_path, monkey
     record = json.loads((tmp_path / "second" / "result.json").read_text())
     assert record["config"]["exclude"] == "suspects-class-5.csv"
     assert read_config(tmp_path / "second" / "config.json").exclude == str(table)
+    for folder, said in (("first", False), ("second", True)):
+        write_report(tmp_path / folder / "report.html", first if folder == "first" else again)
+        text = (tmp_path / folder / "report.html").read_text()
+        assert ("The images that suspects-class-5.csv names were left out" in text) is said
 
 
 def test_a_list_where_the_job_writes_its_own_is_refused_at_once(config, tmp_path, only):

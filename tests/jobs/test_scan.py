@@ -6,9 +6,10 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from jaxpoison import Verdict, gw_kmeans, measure_spaces, quantised, run, scan
+from jaxpoison import Verdict, gw_kmeans, measure_spaces, quantised, run, scan, synthetic
 from jaxpoison.jobs import explaining
 from jaxpoison.jobs.outcome import Carriers
+from jaxpoison.jobs.planning import plan_of_carriers
 from jaxpoison.jobs.records import suspects_of_scan
 
 pytestmark = pytest.mark.mixes_types
@@ -76,6 +77,17 @@ def test_what_carries_a_trigger_elsewhere_is_a_suspect_too(config, tmp_path):
         ("validation", data.validation.ids[3]),
         *(("test", data.test.ids[i]) for i in (1, 4)),
     }
+
+
+def test_time_left_counts_the_search_for_every_trigger():
+    data = synthetic(train=300, validation=60, test=40)
+    plan = plan_of_carriers(data, [5, 7])
+    assert "carriers-of-0005" in plan
+    with plan.doing("carriers-of-0005"):
+        # The first of two that cost as much.
+        assert plan.seconds_left(20.0, 0.05) == pytest.approx(20.0 + 20.0, abs=0.5)
+    assert "carriers-of-0005" not in plan
+    assert "carriers-of-0007" in plan
 
 
 def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path, monkeypatch):
