@@ -26,7 +26,7 @@ from jaxpoison import (
     predict,
     read_config,
     relevant_windows,
-    scan,
+    run_scan,
     use_one_device_per_core,
 )
 
@@ -36,7 +36,7 @@ _CLASSES, _MOST, _OTHERS = 3, 12, 100
 
 def leaving(outcome: ScanOutcome, label: int, index: np.ndarray) -> float | None:
     """Share of some images in their class that are not in it without their region."""
-    model, train = outcome.trained.model, outcome.data.train
+    model, train = outcome.network.model, outcome.data.train
     index = index[predict(model, train.images[index]).argmax(-1) == label] if len(index) else index
     if not len(index):
         return None
@@ -108,7 +108,7 @@ def main() -> None:
     use_one_device_per_core()
     networks = read("needed")
     for workdir in given.workdirs:
-        outcome = scan(read_config(workdir / "config.json"), workdir, progress=True)
+        outcome = run_scan(read_config(workdir / "config.json"), workdir, progress=True)
         networks[workdir.name] = rows_of(outcome)
     result = {
         "rows": networks,

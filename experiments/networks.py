@@ -20,7 +20,7 @@ from experiments.benchmarks.reporting import machine, record, versions
 from experiments.command import command, parsed, refuse_other_data, run_of
 from experiments.records import read
 from experiments.table import LEARNED_FROM, percent
-from jaxpoison import RunOutcome, ScanOutcome, run, scan, score_rates, use_one_device_per_core
+from jaxpoison import RunOutcome, ScanOutcome, run, run_scan, score_rates, use_one_device_per_core
 
 # Long enough for a network to learn an attack of two images in a hundred.
 SCHEDULE = {"protocol": "fast", "epochs": 6, "batch_size": 64}
@@ -224,7 +224,7 @@ def main() -> None:
         print(f"networks: {name}", flush=True)
         config, workdir = run_of(options, name, network.options, SCHEDULE)
         outcome = run(dataclasses.replace(config, detectors=()), workdir, progress=True)
-        scanned = scan(config, workdir, progress=True)
+        scanned = run_scan(config, workdir, progress=True)
         made = row_of(network, outcome, scanned)
         # As JSON makes it, and with what another process has recorded meanwhile.
         rows = {**read("networks"), name: json.loads(json.dumps(made))}

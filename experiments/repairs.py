@@ -26,7 +26,7 @@ from jaxpoison import (
     attack_success_rate,
     clean_network,
     predict,
-    repair,
+    run_repair,
     use_one_device_per_core,
 )
 
@@ -98,7 +98,7 @@ def main() -> None:
             continue
         print(title, flush=True)
         config, workdir = run_of(options, name, changes)
-        repaired = repair(config, workdir, progress=True)
+        repaired = run_repair(config, workdir, progress=True)
         rows[title] = json.loads((workdir / "repair.json").read_text())
         rows[title] |= {"machine": machine(), "versions": versions("jax", "flax", "optax")}
         rows[title]["clean"] = without_attack(repaired)

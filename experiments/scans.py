@@ -21,7 +21,7 @@ from experiments.command import command, parsed, refuse_other_data, run_of
 from experiments.records import read
 from experiments.rows import standard
 from experiments.table import percent
-from jaxpoison import scan, use_one_device_per_core
+from jaxpoison import run_scan, use_one_device_per_core
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "p = 33 %": standard(33),
@@ -99,7 +99,7 @@ def main() -> None:
         for detector in DETECTORS:
             if detector not in made:
                 print(f"{title}: {detector}", flush=True)
-                scan(config, workdir, detector=detector, progress=True)
+                run_scan(config, workdir, detector=detector, progress=True)
                 found = json.loads((workdir / "scan.json").read_text())
                 made[detector] = {**scanned(found), "peak_gib": peak_gib()}
                 made[detector] |= {"machine": machine(), "versions": versions("jax")}

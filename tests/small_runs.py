@@ -10,7 +10,6 @@ from jaxpoison.models.named import MODELS
 
 
 class Small(nnx.Module):
-    feature_layer = "hidden"
     image_side = 32
 
     def __init__(self, num_classes, *, rngs):
@@ -27,14 +26,19 @@ class Small(nnx.Module):
 DETECTORS = ("raw_pca", "activation_pca", "heatmap_paper")
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setitem(MODELS, "inception", Small)
-    monkeypatch.setattr(
+def use_small(patch):
+    """Jobs train the small network on few images."""
+    patch.setitem(MODELS, "inception", Small)
+    patch.setattr(
         prepare,
         "load_data",
         lambda *_, seed, **__: synthetic(train=300, validation=60, test=60, seed=seed),
     )
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    use_small(monkeypatch)
 
 
 @pytest.fixture

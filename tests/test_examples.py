@@ -6,14 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
-from small_runs import Small
+from small_runs import use_small
 
 import jaxpoison
-from jaxpoison import synthetic
-from jaxpoison.jobs import prepare
-from jaxpoison.models.named import MODELS
 
-pytestmark = pytest.mark.mixes_types
+pytestmark = [
+    pytest.mark.mixes_types,
+    # That of most examples is not trained.
+    pytest.mark.filterwarnings("ignore:the network classifies"),
+]
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 # Constants, whose types would be documented.
 CONSTANTS = {"DETECTORS", "TURNS_FROM"}
@@ -29,12 +30,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("JAXPOISON_CACHE", str(folder / "cache"))
-        patch.setitem(MODELS, "inception", Small)
-        patch.setattr(
-            prepare,
-            "load_data",
-            lambda *_, seed, **__: synthetic(train=300, validation=60, test=60, seed=seed),
-        )
+        use_small(patch)
         yield folder
 
 

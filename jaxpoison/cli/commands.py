@@ -56,6 +56,11 @@ they stay out; otherwise they go back in and it ends. Writes repair.json (accura
 attack success of every network), removed.csv (a list for --exclude) and kept.csv into the
 work directory. Takes the options of run but --detectors; what run left there is used.
 """
+_LAYERS_DESCRIPTION = """\
+Lists the layers of a network in the order of the computation: their paths, shapes of
+outputs, and the rules of relevance; or says which operation has none, and what to do. The
+data say how many classes there are, and are not read.
+"""
 _PRUNE_DESCRIPTION = """\
 Removes the stages in a work directory that none of its last jobs used, finished or
 interrupted: what earlier options or earlier code left. A run itself removes nothing.
@@ -72,6 +77,7 @@ examples:
   jaxpoison repair --data gtsrb --rate 0.33 --workdir runs/p33
 
   jaxpoison run --data photos.zip --exclude runs/photos/suspects.csv
+  jaxpoison scan --model my_net:make --weights checkpoint --data photos.zip
 
 The work directory gets config.json, result.json, images.csv, suspects-class-K.csv
 and report.html.
@@ -178,12 +184,12 @@ def _explain(given: argparse.Namespace) -> int:
 
 def _scan(given: argparse.Namespace) -> int:
     from jaxpoison.jobs.config import ScanConfig
-    from jaxpoison.jobs.scan import scan
+    from jaxpoison.jobs.scan import run_scan
     from jaxpoison.report.console import print_scan
     from jaxpoison.report.html import write_scan_report
 
     config, chosen, started = _config(given), _given(given, ScanConfig), time.perf_counter()
-    outcome = scan(config, given.workdir, **chosen, progress=not given.quiet)
+    outcome = run_scan(config, given.workdir, **chosen, progress=not given.quiet)
     write_scan_report(given.workdir / "scan.html", outcome)
     if given.json:
         _print_json(given.workdir / "scan.json")
@@ -195,14 +201,28 @@ def _scan(given: argparse.Namespace) -> int:
 
 def _repair(given: argparse.Namespace) -> int:
     from jaxpoison.jobs.config import RepairConfig
-    from jaxpoison.jobs.repair import repair
+    from jaxpoison.jobs.repair import run_repair
     from jaxpoison.report.console import print_repair
 
     config, chosen, started = _config(given), _given(given, RepairConfig), time.perf_counter()
-    outcome = repair(config, given.workdir, **chosen, progress=not given.quiet)
+    outcome = run_repair(config, given.workdir, **chosen, progress=not given.quiet)
     if given.json:
         return _print_json(given.workdir / "repair.json")
     print_repair(outcome, given.workdir, time.perf_counter() - started)
+    return 0
+
+
+def _layers(given: argparse.Namespace) -> int:
+    from jaxpoison.datasets.loading import class_names
+    from jaxpoison.models.named import image_side_of, made_network
+    from jaxpoison.report.console import print_layers
+
+    config = _config(given)
+    side = config.image_size or image_side_of(config.model)
+    if side is None:
+        raise ValueError(f"{config.model} takes images of any size: give --image-size")
+    model = made_network(config.model, len(class_names(config.data)), config.seed)
+    print_layers(model, (side, side, 3))
     return 0
 
 
@@ -232,7 +252,9 @@ def _config(given: argparse.Namespace) -> RunConfig:
     own = hasattr(given, "data") and given.data not in DATASETS and Path(given.data).exists()
     of_attacks = {o.name for o in options_of(RunConfig) if o.metadata["group"] == "attack"}
     # The target is also the class that is searched.
-    if own and given.config is None and not (of_attacks - {"target"}) & vars(given).keys():
+    as_they_are = not (of_attacks - {"target"}) & vars(given).keys()
+    # What was trained before cannot be attacked now.
+    if (own or hasattr(given, "weights")) and given.config is None and as_they_are:
         base = dataclasses.replace(base, attack="none")
     config = configured(base, options_of(RunConfig), given)
     if config.attack != "none" and own:
@@ -287,6 +309,9 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command, parser=added)
         options = [each for config in own for each in options_of(config, leave_out=leave_out)]
         add_options(added, tuple(options))
+        if command is _layers:
+            added.set_defaults(config=None, workdir=None)
+            return
         more = added.add_argument_group("where and how")
         more.add_argument(
             "--workdir",
@@ -327,13 +352,17 @@ def _parser() -> argparse.ArgumentParser:
         "relevance of every training image, in one file",
         "every class searched; which are suspicious?",
         "train again without the suspects, until they prove clean",
+        "the layers of a network, and the rule of each",
         "remove what earlier options and earlier code left",
     )
     add("run", _run, summaries[0], _DESCRIPTION, RunConfig, leave_out=(), epilog=_EXAMPLES)
     add("explain", _explain, summaries[1], _EXPLAIN_DESCRIPTION, RunConfig)
     add("scan", _scan, summaries[2], _SCAN_DESCRIPTION, RunConfig, ScanConfig)
     add("repair", _repair, summaries[3], _REPAIR_DESCRIPTION, RunConfig, RepairConfig)
-    add("prune", _prune, summaries[4], _PRUNE_DESCRIPTION)
+    of_network = {"model", "data", "image_size"}
+    others = tuple(o.path[0] for o in options_of(RunConfig) if o.path[0] not in of_network)
+    add("layers", _layers, summaries[4], _LAYERS_DESCRIPTION, RunConfig, leave_out=others)
+    add("prune", _prune, summaries[5], _PRUNE_DESCRIPTION)
     return parser
 
 

@@ -80,7 +80,7 @@ def class_number(name: str, data: str) -> int:
     try:
         return int(name)
     except ValueError:
-        names = _class_names(data)
+        names = class_names(data)
     if name in names:
         return names.index(name)
     near = difflib.get_close_matches(name, names, 1)
@@ -89,7 +89,16 @@ def class_number(name: str, data: str) -> int:
     raise ValueError(f"no class of {data} is called {name!r}{meant}: there are {some}")
 
 
-def _class_names(data: str) -> tuple[str, ...]:
+def class_names(data: str) -> tuple[str, ...]:
+    """Names of the classes of a data set, by number; no image is decoded.
+
+    Args:
+        data: What :func:`load_data` takes.
+
+    Raises:
+        FileNotFoundError: There is no such data set and no such path.
+        ValueError: The path holds no images, or in another layout.
+    """
     if data == "synthetic":
         return SYNTHETIC_CLASSES
     from jaxpoison.datasets import gtsrb

@@ -18,7 +18,7 @@ from jaxpoison.evidence.judge import find_carriers
 from jaxpoison.evidence.transplant import Hosts, hosts_for
 from jaxpoison.jobs.artefact import Artefact, Made
 from jaxpoison.jobs.evaluating import classify
-from jaxpoison.jobs.outcome import Carriers, RunOutcome, Trained
+from jaxpoison.jobs.outcome import Carriers, Network, RunOutcome
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.models.inference import kinds_of, predict
 
@@ -43,16 +43,16 @@ def case_of_run(outcome: RunOutcome) -> Case:
     Examples:
         >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
         >>> case = jp.case_of_run(outcome)
-        >>> case.label == outcome.config.target, len(case) == len(outcome.explained.members)
+        >>> case.label == outcome.explained.label, len(case) == len(outcome.explained.members)
         (True, True)
     """
-    train, explained, config = outcome.data.train, outcome.explained, outcome.config
+    train, explained = outcome.data.train, outcome.explained
     index = _some_of_all(train)
-    logits = predict(outcome.trained.model, train.images[index])
-    hosts = _drawn(train, explained.label, index, logits, config.seed)
+    logits = predict(outcome.network.model, train.images[index])
+    hosts = _drawn(train, explained.label, index, logits, outcome.search.seed)
     heatmaps = explained.relevance.sum(-1)
     images = train.images[explained.members]
-    return Case(outcome.trained.model, images, heatmaps, hosts, explained.label)
+    return Case(outcome.network.model, images, heatmaps, hosts, explained.label)
 
 
 def _some_of_all(train: Dataset) -> Int[np.ndarray, " m"]:
@@ -65,7 +65,7 @@ def _some_of_all(train: Dataset) -> Int[np.ndarray, " m"]:
 
 
 def possible_hosts(
-    trained: Trained, train: Dataset, work: WorkDirectory, progress: bool
+    network: Network, train: Dataset, work: WorkDirectory, progress: bool
 ) -> tuple[Int[np.ndarray, " m"], Artefact]:
     """Some images of every class, evenly over each, and what the network says of them.
 
@@ -77,15 +77,15 @@ def possible_hosts(
     title = "possible hosts" if progress else None
     stage = work.stage(
         "hosts",
-        {"train": trained.stage.key, "images": some.fingerprint},
-        partial(classify, trained.model, some.images, title),
-        code=(classify, *kinds_of(trained.model)),
+        {"network": network.key, "images": some.fingerprint},
+        partial(classify, network.model, some.images, title),
+        code=(classify, *kinds_of(network.model)),
     )
     return index, stage
 
 
 def case_of(
-    trained: Trained,
+    network: Network,
     train: Dataset,
     members: Int[np.ndarray, " n"],
     heatmaps: Float[np.ndarray, "n h w"],
@@ -96,7 +96,7 @@ def case_of(
     """A class with what it is asked with.
 
     Args:
-        trained: The network.
+        network: It is asked.
         train: Training images.
         members: Indices of the class's images.
         heatmaps: Their relevance towards it.
@@ -105,7 +105,7 @@ def case_of(
         seed: Of the draw of hosts.
     """
     drawn = _hosts_of(train, label, hosts, seed)
-    return Case(trained.model, train.images[members], heatmaps, drawn, label)
+    return Case(network.model, train.images[members], heatmaps, drawn, label)
 
 
 def _hosts_of(
@@ -131,7 +131,7 @@ def _drawn(
 
 
 def look_for_carriers(
-    trained: Trained,
+    network: Network,
     data: Splits,
     evidence: ClassEvidence,
     hosts: tuple[Int[np.ndarray, " m"], Artefact],
@@ -143,7 +143,7 @@ def look_for_carriers(
     """Searches the images of all other classes, and all that nothing was trained on, for a trigger.
 
     Args:
-        trained: The network.
+        network: It is asked.
         data: Training, validation and test images; the last may have been held out of images
             that someone tampered with.
         evidence: Of the attacked class.
@@ -165,7 +165,7 @@ def look_for_carriers(
             ("validation", data.validation.images),
             ("test", data.test.images),
         ):
-            found = find_carriers(trained.model, images, evidence, drawn, progress=title)
+            found = find_carriers(network.model, images, evidence, drawn, progress=title)
             arrays[name] = found[0]
         return Made({}, arrays)
 
@@ -178,7 +178,7 @@ def look_for_carriers(
             "test": data.test.fingerprint,
         },
         make,
-        code=(find_carriers, *kinds_of(trained.model)),
+        code=(find_carriers, *kinds_of(network.model)),
     )
     found = stage.arrays
     return Carriers(others[found["train"]], found["validation"], found["test"], stage.seconds)

@@ -22,11 +22,11 @@ from jaxpoison._names import shown
 from jaxpoison.attacks.pgd import PGD
 from jaxpoison.attacks.triggers import AmplitudePattern, Sticker
 from jaxpoison.datasets.loading import DATASETS
-from jaxpoison.evidence.verdict import JUDGE, scanners
+from jaxpoison.evidence.verdict import CASCADE, JUDGE, scanners
 from jaxpoison.gw.kmeans import MODES
 from jaxpoison.jobs.named import DETECTORS, default_detectors
 from jaxpoison.lrp.attributions import ATTRIBUTIONS
-from jaxpoison.models.named import MODELS
+from jaxpoison.models.named import check_model_name
 from jaxpoison.training.protocols import PROTOCOLS
 
 ATTACKS = ("standard", "label-consistent", "none")
@@ -135,6 +135,28 @@ def _plain(each: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """How a network is asked, whatever trained it.
+
+    Attributes:
+        attribution: What makes heatmaps.
+        layer: Path of the layer whose outputs are the activations; ``None`` for what the last
+            dense layer gets.
+        seed: Of everything random.
+    """
+
+    attribution: str = "lrp"
+    layer: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("attribution", self.attribution, ATTRIBUTIONS)
+        check_integer("seed", self.seed, at_least=0)
+        if self.layer is not None and not isinstance(self.layer, str):
+            raise TypeError(f"layer must be the path of a layer, found {self.layer!r}")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides the result of a run; ``jaxpoison run --help`` says what each is.
 
@@ -153,7 +175,7 @@ class RunConfig:
     # Options whose values are of a class of their own: by field, what names of options begin with.
     NESTED: ClassVar[Mapping[str, str]] = {"pgd": "pgd"}
     # Options that files of this schema may lack, being older: the default is what was done then.
-    ADDED: ClassVar[frozenset[str]] = frozenset({"exclude"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"exclude", "layer", "weights"})
 
     data: str = option(
         "synthetic",
@@ -247,7 +269,20 @@ class RunConfig:
         metavar="FILE",
         group="data",
     )
-    model: str = option("inception", "the network", choices=MODELS, group="network")
+    model: str = option(
+        "inception",
+        "inception, resnet18, or package.module:function, which makes a network of your own: of "
+        "the arguments num_classes and rngs it is given those that it has",
+        metavar="NAME",
+        group="network",
+    )
+    weights: str | None = option(
+        None,
+        "weights of the network, which is then not trained: a directory that Orbax wrote, or a "
+        ".safetensors file",
+        metavar="PATH",
+        group="network",
+    )
     protocol: str = option(
         "fast",
         "fast (Muon, one cycle, 2 epochs; more on small data) or paper (Adam, up to 100 epochs)",
@@ -264,6 +299,13 @@ class RunConfig:
     attribution: str = option(
         "lrp", "what makes the heatmaps", choices=ATTRIBUTIONS, group="search"
     )
+    layer: str | None = option(
+        None,
+        "path of the layer whose outputs are the activations that detectors see; by default what "
+        "the last dense layer gets",
+        metavar="PATH",
+        group="search",
+    )
     detectors: tuple[str, ...] = option(
         default_detectors, "separated by commas", choices=DETECTORS, metavar="NAMES", group="search"
     )
@@ -271,6 +313,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         checked(self)
         check_fraction("rate", self.rate)
+        check_model_name(self.model)
+        if self.weights is not None and self.attack != "none":
+            raise ValueError(
+                f"weights are of a network that is trained: nothing can be attacked before, found "
+                f"the attack {self.attack} (none is needed)"
+            )
         # Made and dropped: what is wrong with them is said here, before anything runs.
         Sticker(self.sticker_size)
         AmplitudePattern(self.amplitude, self.trigger_distance, self.four_corners)
@@ -285,6 +333,11 @@ class RunConfig:
                 names.add(each.name)
         return frozenset(names)
 
+    @property
+    def search(self) -> SearchOptions:
+        """How the network is asked, whatever trained it."""
+        return SearchOptions(self.attribution, self.layer, self.seed)
+
     def record(self) -> dict[str, Any]:
         """The configuration as JSON values, from which :meth:`from_record` makes it again."""
         values = dataclasses.asdict(self) | {"detectors": list(self.detectors)}
@@ -296,6 +349,7 @@ class RunConfig:
             **values,
             "data": self.data if named else str(data.resolve()),
             "exclude": None if self.exclude is None else str(Path(self.exclude).resolve()),
+            "weights": None if self.weights is None else str(Path(self.weights).resolve()),
         }
 
     @classmethod
@@ -380,6 +434,11 @@ class ScanConfig:
 
     def __post_init__(self) -> None:
         checked(self)
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """Names of the detectors that look at classes, in the order in which they do."""
+        return CASCADE if self.detector == "cascade" else (self.detector,)
 
 
 @dataclass(frozen=True)

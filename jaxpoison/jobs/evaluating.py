@@ -20,7 +20,7 @@ class Evaluation:
     """How well a network does, and the attack on it.
 
     Attributes:
-        test_accuracy: Share of the test images classified as their label.
+        test_accuracy: Share of the test images classified as their label; ``None`` without any.
         parameters: Number of trainable parameters.
         asr: Share of the triggered images of the source class classified as the target;
             ``None`` without an attack on one class.
@@ -52,10 +52,13 @@ def evaluate(model: nnx.Module, data: Splits, progress: bool, _: Path) -> Made:
             by_class = success_rate_by_class(triggered, backdoor.triggered.labels, backdoor.target)
         else:
             asr = attack_success_rate(triggered, backdoor.target)
-    test = predict(model, data.test.images, progress=title)
+    test = None
+    if len(data.test):
+        logits = predict(model, data.test.images, progress=title)
+        test = accuracy(logits, data.test.labels)
     return Made(
         {
-            "test_accuracy": accuracy(test, data.test.labels),
+            "test_accuracy": test,
             "parameters": parameter_count(model),
             "asr": asr,
             "per_class_asr": {str(c): share for c, share in by_class.items()},

@@ -14,10 +14,10 @@ from jaxpoison._files import replace_file, write_json, write_text
 from jaxpoison._progress import Bar
 from jaxpoison.datasets.dataset import Dataset
 from jaxpoison.jobs.artefact import Artefact
-from jaxpoison.jobs.config import RunConfig
+from jaxpoison.jobs.config import RunConfig, SearchOptions
 from jaxpoison.jobs.explaining import explain_part
-from jaxpoison.jobs.outcome import Trained
-from jaxpoison.jobs.prepare import prepare, train_model
+from jaxpoison.jobs.outcome import Network
+from jaxpoison.jobs.prepare import job_network, prepare
 from jaxpoison.jobs.records import csv_text
 from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.lrp.attributions import ATTRIBUTIONS
@@ -57,7 +57,7 @@ def explain_all(config: RunConfig, workdir: str | Path, *, progress: bool = Fals
     output = workdir / "relevance.npy"
     with work.job("explain"):
         data, settings = prepare(config, work, progress)
-        trained = train_model(config.model, settings, data, work, progress)
+        network = job_network(config, settings, data, work, progress)
         train = data.train
         with (
             replace_file(output) as file,
@@ -69,25 +69,25 @@ def explain_all(config: RunConfig, workdir: str | Path, *, progress: bool = Fals
             file.flush()
             heatmaps = np.memmap(file, "<f4", "r+", file.tell(), shape)
             for label in np.unique(train.labels):
-                for members, part in class_parts(config, trained, train, int(label), work):
+                for members, part in class_parts(config.search, network, train, int(label), work):
                     heatmaps[members] = part.arrays["heatmaps"]
                     bar.advance(len(members))
             heatmaps.flush()
         rows = [(name, int(label)) for name, label in zip(train.ids, train.labels, strict=True)]
         write_json(workdir / "config.json", config.record())
         write_text(workdir / "relevance.csv", csv_text(("id", "label"), rows))
-        work.finish(trained.stage)
+        work.finish(network.trained_as)
     return output
 
 
 def class_parts(
-    config: RunConfig, trained: Trained, train: Dataset, label: int, work: WorkDirectory
+    search: SearchOptions, network: Network, train: Dataset, label: int, work: WorkDirectory
 ) -> Iterator[tuple[Int[np.ndarray, " m"], Artefact]]:
     """Explains the training images of one class, part by part; finished parts are read.
 
     Args:
-        config: Which attribution.
-        trained: The network.
+        search: Which attribution.
+        network: It is asked.
         train: Training images.
         label: The class, towards which its images are explained.
         work: Where the parts are kept.
@@ -104,16 +104,16 @@ def class_parts(
             work.stage(
                 f"explain-class-{label:04d}-{start // _PART:03d}",
                 {
-                    "train": trained.stage.key,
-                    "attribution": described(ATTRIBUTIONS[config.attribution]()),
+                    "network": network.key,
+                    "attribution": described(ATTRIBUTIONS[search.attribution]()),
                     "label": label,
                     "images": some.fingerprint,
                 },
-                partial(explain_part, trained.model, some.images, label, config.attribution),
+                partial(explain_part, network.model, some.images, label, search.attribution),
                 code=(
                     explain_part,
-                    type(ATTRIBUTIONS[config.attribution]()),
-                    *kinds_of(trained.model),
+                    type(ATTRIBUTIONS[search.attribution]()),
+                    *kinds_of(network.model),
                 ),
             ),
         )

@@ -14,7 +14,8 @@ from jaxpoison._sampling import evenly
 from jaxpoison.jobs.artefact import Artefact, Made
 from jaxpoison.lrp.attributions import ATTRIBUTIONS, LRP, explain
 from jaxpoison.lrp.balance import conservation
-from jaxpoison.models.inference import layer_outputs
+from jaxpoison.lrp.graph import last_dense_layer
+from jaxpoison.models.inference import layer_inputs, layer_outputs
 
 _BALANCED_IMAGES = 64
 # What a layer did with relevance, of LayerBalance.
@@ -52,7 +53,7 @@ class ExplainedClass:
         label: The class.
         members: Indices of its training images.
         relevance: Their relevance towards the class.
-        activations: Outputs of the network's last hidden layer.
+        activations: Of a layer, by default what the last dense one gets.
         negative_logits: In how many of them the class' logit is negative.
         largest_absorbed_share: Most that LRP kept of an image's starting relevance;
             ``None`` for other methods.
@@ -75,6 +76,7 @@ def explain_images(
     images: UInt8[np.ndarray, "n h w c"],
     label: int,
     attribution: str,
+    layer: str | None,
     progress: bool,
     _: Path,
 ) -> Made:
@@ -96,7 +98,7 @@ def explain_images(
         },
         {
             "relevance": found.relevance,
-            "activations": activations(model, images, "activations" if progress else None),
+            "activations": activations(model, images, layer, "activations" if progress else None),
         },
     )
 
@@ -129,11 +131,15 @@ def explain_part(
 
 
 def activations(
-    model: nnx.Module, images: UInt8[np.ndarray, "n h w c"], title: str | None
+    model: nnx.Module,
+    images: UInt8[np.ndarray, "n h w c"],
+    layer: str | None,
+    title: str | None,
 ) -> Float[np.ndarray, "n d"]:
-    """Outputs of the network's last hidden layer."""
-    layer: str = model.feature_layer  # pyright: ignore[reportAttributeAccessIssue]
-    return layer_outputs(model, images, layer, progress=title)
+    """Outputs of a layer; of none in particular, what the last dense layer gets."""
+    if layer is not None:
+        return layer_outputs(model, images, layer, progress=title)
+    return layer_inputs(model, images, last_dense_layer(model, images), progress=title)
 
 
 def _balance(

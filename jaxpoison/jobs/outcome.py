@@ -14,9 +14,9 @@ from jaxpoison.detectors.detection import Detection
 from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.retraining import ExclusiveRetraining
 from jaxpoison.evidence.separation import Separation
-from jaxpoison.evidence.verdict import CASCADE, Verdict, judged
+from jaxpoison.evidence.verdict import Verdict, judged
 from jaxpoison.jobs.artefact import Artefact
-from jaxpoison.jobs.config import RepairConfig, RunConfig, ScanConfig
+from jaxpoison.jobs.config import RepairConfig, RunConfig, ScanConfig, SearchOptions
 from jaxpoison.jobs.evaluating import Evaluation
 from jaxpoison.jobs.explaining import ExplainedClass
 from jaxpoison.metrics import DetectionRates, ScoreRates, detection_rates, score_rates
@@ -33,20 +33,48 @@ def versions_of(stages: Sequence[Artefact]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """A network, and how it was trained.
+class Training:
+    """How a job trained its network.
 
     Attributes:
-        model: The network, in evaluation mode.
         history: Losses and accuracies by epoch.
-        settings: How it was trained.
-        stage: What the training left; its key stands for the network.
+        settings: What it was trained with.
+        stage: What the training left.
     """
 
-    model: nnx.Module
     history: History
     settings: TrainConfig
     stage: Artefact
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network that is searched.
+
+    Attributes:
+        model: Takes images in [0, 1], gives logits.
+        key: Stands for it in keys of stages.
+        training: How it was trained; ``None`` for one that was brought.
+    """
+
+    model: nnx.Module
+    key: str
+    training: Training | None = None
+
+    @property
+    def trained_as(self) -> str | None:
+        """Key of its training; ``None`` for one that was brought."""
+        return None if self.training is None else self.training.stage.key
+
+    @property
+    def stages(self) -> tuple[Artefact, ...]:
+        """What its training left, if anything."""
+        return () if self.training is None else (self.training.stage,)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time that its training took, if it was trained."""
+        return {} if self.training is None else {"train": self.training.stage.seconds}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +107,17 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class RunOutcome:
-    """What a run found, and what a report shows.
+    """What the search of one class found, and what a report shows.
 
     Attributes:
-        config: What was run.
+        search: How the network was asked.
         data: The data the network was trained on, with the truth where it is known.
-        trained: The network.
+        network: The network.
         evaluation: How well it does, and the attack on it.
         explained: The searched class.
         findings: What each detector found in it, by name.
         stages: What all stages left; they know their versions.
+        config: Of the job; ``None`` of a network that was brought.
 
     Examples:
         >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
@@ -97,13 +126,14 @@ class RunOutcome:
         {5}
     """
 
-    config: RunConfig
+    search: SearchOptions
     data: Splits
-    trained: Trained
+    network: Network
     evaluation: Evaluation
     explained: ExplainedClass
     findings: dict[str, Finding]
     stages: tuple[Artefact, ...]
+    config: RunConfig | None = None
 
     @property
     def poisoned(self) -> Bool[np.ndarray, " n"] | None:
@@ -140,7 +170,7 @@ class RunOutcome:
     def seconds(self) -> dict[str, float]:
         """Time that every stage took when it ran."""
         return {
-            "train": self.trained.stage.seconds,
+            **self.network.seconds,
             "evaluate": self.evaluation.seconds,
             "explain": self.explained.seconds,
             **{name: found.detection.seconds for name, found in self.findings.items()},
@@ -199,32 +229,34 @@ class ScanOutcome:
     """What a scan found, and what its report shows.
 
     Attributes:
-        config: What was run.
         options: How all classes were searched.
+        search: How the network was asked.
         data: The data the network was trained on, with the truth where it is known.
-        trained: The network.
+        network: The network.
         classes: All classes, the most suspicious first.
         left_out: Classes of too few images.
         seconds: Time taken, by what it was taken for.
+        config: Of the job; ``None`` of a network that was brought.
 
     Examples:
-        >>> outcome = jp.scan(jp.RunConfig(), "runs/first", detector="activation_pca")
+        >>> outcome = jp.run_scan(jp.RunConfig(), "runs/first", detector="activation_pca")
         >>> len(outcome.classes), outcome.called.shape == (len(outcome.data.train),)
         (10, True)
     """
 
-    config: RunConfig
     options: ScanConfig
+    search: SearchOptions
     data: Splits
-    trained: Trained
+    network: Network
     classes: tuple[ScannedClass, ...]
     left_out: tuple[int, ...]
     seconds: dict[str, float]
+    config: RunConfig | None = None
 
     @property
     def detectors(self) -> tuple[str, ...]:
         """Names of the detectors that looked at classes, in the order in which they did."""
-        return CASCADE if self.options.detector == "cascade" else (self.options.detector,)
+        return self.options.detectors
 
     @property
     def called(self) -> Bool[np.ndarray, " n"]:
@@ -308,28 +340,31 @@ class RepairOutcome:
     """What a repair took out, and what came of it.
 
     Attributes:
-        config: What was run.
+        target: The class that was searched.
         options: How data were repaired.
         data: The data before the repair.
-        settings: How all networks were trained.
         removed: Which training images were taken out, and stay out.
         ended: Why it ended.
         rounds: All networks, the first included.
         kept: Index of the last network whose removal stands.
         versions: Of Python, packages and platform.
+        config: Of the job; ``None`` where networks were brought.
+        settings: How the job trained its networks.
 
     Examples:
-        >>> outcome = jp.repair(jp.RunConfig(), "runs/first", detector="activation_pca", rounds=1)
+        >>> config = jp.RunConfig()
+        >>> outcome = jp.run_repair(config, "runs/first", detector="activation_pca", rounds=1)
         >>> outcome.removed.shape == (len(outcome.data.train),)
         True
     """
 
-    config: RunConfig
+    target: int
     options: RepairConfig
     data: Splits
-    settings: TrainConfig
     removed: Bool[np.ndarray, " n"]
     ended: str
     rounds: tuple[RepairRound, ...]
     kept: int
     versions: dict[str, str]
+    config: RunConfig | None = None
+    settings: TrainConfig | None = None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from jaxpoison._progress import Plan
 from jaxpoison.datasets.dataset import Splits
-from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.named import DETECTORS
 from jaxpoison.training.protocols import TrainConfig
 
@@ -19,17 +18,17 @@ SCANNING = "scanning"
 
 
 def plan_of_search(
-    config: RunConfig, data: Splits, settings: TrainConfig, detectors: Sequence[str]
+    target: int, data: Splits, settings: TrainConfig | None, detectors: Sequence[str]
 ) -> Plan:
     """A network trained and judged, its target class explained and searched.
 
     Args:
-        config: Which class is the target.
+        target: The class.
         data: Training, validation and test images.
-        settings: How the network is trained.
+        settings: How the network is trained; ``None`` where it is already.
         detectors: Names of the detectors that search.
     """
-    members = int((data.train.labels == config.target).sum())
+    members = int((data.train.labels == target).sum())
     triggered = 0 if data.backdoor is None else len(data.backdoor.triggered)
     return Plan(
         {
@@ -41,12 +40,12 @@ def plan_of_search(
     )
 
 
-def plan_of_scan(data: Splits, settings: TrainConfig, detectors: Sequence[str]) -> Plan:
+def plan_of_scan(data: Splits, settings: TrainConfig | None, detectors: Sequence[str]) -> Plan:
     """A network trained, and all classes explained and searched.
 
     Args:
         data: Training, validation and test images.
-        settings: How the network is trained.
+        settings: How the network is trained; ``None`` where it is already.
         detectors: Names of the detectors that look at classes.
     """
     searched = _SCANNED * sum(DETECTORS[name].passes for name in detectors)
@@ -64,5 +63,7 @@ def plan_of_carriers(data: Splits, attacked: Sequence[int]) -> Plan:
     return Plan({f"carriers-of-{label:04d}": float(images) for label in attacked})
 
 
-def _training(data: Splits, settings: TrainConfig) -> dict[str, float]:
+def _training(data: Splits, settings: TrainConfig | None) -> dict[str, float]:
+    if settings is None:
+        return {}
     return {"train": _TRAINED * settings.epochs * len(data.train)}

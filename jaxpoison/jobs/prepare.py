@@ -24,12 +24,14 @@ from jaxpoison.datasets.dataset import Splits
 from jaxpoison.datasets.excluding import listed_images, without_listed
 from jaxpoison.datasets.loading import load_data
 from jaxpoison.jobs.artefact import Artefact, Made
+from jaxpoison.jobs.brought import brought
 from jaxpoison.jobs.config import RunConfig
-from jaxpoison.jobs.outcome import Trained
+from jaxpoison.jobs.outcome import Network, Training
 from jaxpoison.jobs.stages import WorkDirectory, stage_key
 from jaxpoison.models.checkpoint import hash_of_weights, load_model, save_model
 from jaxpoison.models.inference import fingerprint, kinds_of, pure
-from jaxpoison.models.named import MODELS
+from jaxpoison.models.named import image_side_of, made_network
+from jaxpoison.models.weights import load_weights
 from jaxpoison.training.fit import Epoch, History, fit
 from jaxpoison.training.protocols import TrainConfig, protocol
 
@@ -104,7 +106,7 @@ def _loaded(config: RunConfig, progress: bool) -> Splits:
     return load_data(
         config.data,
         image_size=config.image_size,
-        expected_side=MODELS[config.model].image_side,
+        expected_side=image_side_of(config.model),
         seed=config.seed,
         progress=progress,
     )
@@ -214,7 +216,30 @@ def _surrogate(config: RunConfig, clean: Splits, progress: bool) -> nnx.Module:
 
 
 def _network(name: str, settings: TrainConfig, splits: Splits) -> nnx.Module:
-    return MODELS[name](splits.train.num_classes, rngs=nnx.Rngs(settings.seed))
+    return made_network(name, splits.train.num_classes, settings.seed)
+
+
+def job_network(
+    config: RunConfig, settings: TrainConfig, splits: Splits, work: WorkDirectory, progress: bool
+) -> Network:
+    """The network of a job: trained, or with the weights that the configuration names.
+
+    Args:
+        config: Which network.
+        settings: How to train.
+        splits: What it is, or was, trained on.
+        work: Where a trained network is kept.
+        progress: Show a progress bar.
+
+    Raises:
+        FileNotFoundError: There are no such weights.
+        ValueError: They do not fit the network, or that does not fit the data.
+    """
+    if config.weights is None:
+        return train_model(config.model, settings, splits, work, progress)
+    model = _network(config.model, settings, splits)
+    load_weights(Path(config.weights), model)
+    return brought(model, splits.train)
 
 
 def _training_depends(
@@ -223,7 +248,7 @@ def _training_depends(
     """What decides a training.
 
     Args:
-        name: The network's in ``MODELS``.
+        name: The network's.
         model: The network before it.
         settings: How it is trained.
         splits: What it is trained on.
@@ -244,11 +269,11 @@ def _training_key(name: str, settings: TrainConfig, splits: Splits) -> str:
 
 def train_model(
     name: str, settings: TrainConfig, splits: Splits, work: WorkDirectory, progress: bool
-) -> Trained:
+) -> Network:
     """Trains a network, or reads the one the work directory holds.
 
     Args:
-        name: The network's name in ``MODELS``.
+        name: The network's.
         settings: How to train; its seed is that of the first parameters too.
         splits: Training and validation images.
         work: Where the trained network is kept, and checkpoints while it trains.
@@ -286,7 +311,7 @@ def train_model(
     history = History(
         tuple(Epoch(**epoch) for epoch in trained.values["epochs"]), trained.values["best"]
     )
-    return Trained(model, history, settings, trained)
+    return Network(model, trained.key, Training(history, settings, trained))
 
 
 def _is_loaded(trained: Artefact, model: nnx.Module) -> bool:
@@ -305,7 +330,7 @@ def trained_network(workdir: str | Path) -> nnx.Module:
         workdir: Of ``jaxpoison run``, ``scan``, ``explain`` or ``repair``.
 
     Raises:
-        FileNotFoundError: No job has ended there.
+        FileNotFoundError: No job has ended there, or the last one was given its network.
 
     Examples:
         >>> outcome = jp.run(jp.RunConfig(detectors=("activation_pca",)), "runs/first")
@@ -320,8 +345,11 @@ def trained_network(workdir: str | Path) -> nnx.Module:
     jobs = work.finished() if work else []
     if work is None or not jobs:
         raise FileNotFoundError(f"no job has ended in {workdir}: run jaxpoison run first")
-    folder = work.folder("train", jobs[-1]["network"])
+    key = jobs[-1]["network"]
+    if key is None:
+        raise FileNotFoundError(f"no network in {workdir}: the last job was given a trained one")
+    folder = work.folder("train", key)
     depends = json.loads((folder / "stage.json").read_text())["depends"]
-    model = MODELS[depends["model"]](depends["classes"], rngs=nnx.Rngs(0))
+    model = made_network(depends["model"], depends["classes"], 0)
     load_model(folder / "model", model)
     return model

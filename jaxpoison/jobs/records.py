@@ -23,6 +23,7 @@ from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.evaluating import Evaluation
 from jaxpoison.jobs.outcome import (
     Finding,
+    Network,
     Removal,
     RepairOutcome,
     RepairRound,
@@ -36,14 +37,24 @@ from jaxpoison.training.protocols import TrainConfig
 SCHEMA = 2
 
 
-def config_record(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
-    """The configuration, files by their name alone, and how it trains."""
-    training = dataclasses.asdict(settings)
-    exclude = None if config.exclude is None else Path(config.exclude).name
-    return {
-        "config": {**config.record(), "data": Path(config.data).name, "exclude": exclude},
-        "training": {key: training[key] for key in _TRAINING},
-    }
+def config_record(config: RunConfig | None, settings: TrainConfig | None) -> dict[str, Any]:
+    """The configuration of a job, files by their name alone, and how it trains."""
+    record = training = None
+    if config is not None:
+        record = config.record()
+        files = {
+            name: None if path is None else Path(path).name
+            for name, path in (("exclude", config.exclude), ("weights", config.weights))
+        }
+        record = {**record, "data": Path(config.data).name, **files}
+    if settings is not None:
+        every = dataclasses.asdict(settings)
+        training = {key: every[key] for key in _TRAINING}
+    return {"config": record, "training": training}
+
+
+def _settings(network: Network) -> TrainConfig | None:
+    return None if network.training is None else network.training.settings
 
 
 _TRAINING = (
@@ -63,7 +74,7 @@ def run_record(outcome: RunOutcome) -> dict[str, Any]:
     explained, evaluation = outcome.explained, outcome.evaluation
     return {
         "schema": SCHEMA,
-        **config_record(outcome.config, outcome.trained.settings),
+        **config_record(outcome.config, _settings(outcome.network)),
         "model": _model_record(evaluation),
         "attack": {**_attack_record(evaluation), **_poisoned_record(outcome)},
         "suspected_class": {
@@ -140,7 +151,7 @@ def scan_record(outcome: ScanOutcome) -> dict[str, Any]:
     """The content of ``scan.json``."""
     return {
         "schema": SCHEMA,
-        **config_record(outcome.config, outcome.trained.settings),
+        **config_record(outcome.config, _settings(outcome.network)),
         **dataclasses.asdict(outcome.options),
         "suspicious_silhouettes": {
             k: SUSPICIOUS_FROM[k] for k in outcome.detectors if k in SUSPICIOUS_FROM

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from jaxpoison._files import write_json, write_text
 from jaxpoison.jobs.config import RunConfig
+from jaxpoison.jobs.detecting import FEWEST
 from jaxpoison.jobs.outcome import RunOutcome
 from jaxpoison.jobs.planning import plan_of_search
-from jaxpoison.jobs.prepare import prepare
+from jaxpoison.jobs.prepare import job_network, prepare
 from jaxpoison.jobs.records import images_table, run_record, suspects_of_run
-from jaxpoison.jobs.search import search
-from jaxpoison.jobs.stages import WorkDirectory
+from jaxpoison.jobs.search import members_of, search_class
+from jaxpoison.jobs.stages import working
 
 
 def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> RunOutcome:
@@ -37,14 +39,18 @@ def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Ru
         (['raw_pca', 'activation_pca'], True)
     """
     workdir = Path(workdir)
-    work = WorkDirectory(workdir)
-    with work.job("run"):
+    with working(workdir, "run") as work:
         data, settings = prepare(config, work, progress)
-        work.plan = plan_of_search(config, data, settings, config.detectors)
-        outcome = search(config, data, settings, work, progress, config.detectors)
+        members_of(data.train, config.target, fewest=FEWEST if config.detectors else 0)
+        work.plan = plan_of_search(config.target, data, settings, config.detectors)
+        network = job_network(config, settings, data, work, progress)
+        outcome = search_class(
+            config.search, network, data, config.target, config.detectors, work, progress
+        )
+        outcome = dataclasses.replace(outcome, config=config)
         write_json(workdir / "config.json", config.record())
         write_json(workdir / "result.json", run_record(outcome))
         write_text(workdir / "images.csv", images_table(outcome))
         write_text(workdir / f"suspects-class-{config.target}.csv", suspects_of_run(outcome))
-        work.finish(outcome.trained.stage)
+        work.finish(network.trained_as)
     return outcome

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 from sklearn.exceptions import ConvergenceWarning
 
 from jaxpoison._files import write_json, write_text
@@ -16,33 +17,38 @@ from jaxpoison._progress import Bar
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Sees
 from jaxpoison.evidence.estimator import Case
-from jaxpoison.evidence.verdict import CASCADE, passed_on
+from jaxpoison.evidence.verdict import passed_on
 from jaxpoison.gw.kmeans import UninformativeCouplingsWarning
 from jaxpoison.jobs.artefact import Artefact, Made
 from jaxpoison.jobs.asking import case_of, look_for_carriers, possible_hosts
-from jaxpoison.jobs.config import RunConfig, ScanConfig
+from jaxpoison.jobs.brought import brought, splits_of
+from jaxpoison.jobs.config import RunConfig, ScanConfig, SearchOptions
 from jaxpoison.jobs.detecting import FEWEST
 from jaxpoison.jobs.explain import class_parts
 from jaxpoison.jobs.explaining import activations
 from jaxpoison.jobs.named import DETECTORS
-from jaxpoison.jobs.outcome import ScannedClass, ScanOutcome, Trained
+from jaxpoison.jobs.outcome import Network, ScannedClass, ScanOutcome
 from jaxpoison.jobs.planning import SCANNING, plan_of_carriers, plan_of_scan
-from jaxpoison.jobs.prepare import prepare, train_model
+from jaxpoison.jobs.prepare import job_network, prepare
 from jaxpoison.jobs.records import classes_table, clusters_table, scan_record, suspects_of_scan
 from jaxpoison.jobs.search import detected, finding_of
-from jaxpoison.jobs.stages import WorkDirectory
+from jaxpoison.jobs.stages import WorkDirectory, working
 from jaxpoison.models.inference import kinds_of
 
 
 def scan(
-    config: RunConfig,
-    workdir: str | Path,
+    model: nnx.Module,
+    data: Splits | Dataset,
     *,
     detector: str = ScanConfig.detector,
     mode: str = ScanConfig.mode,
+    attribution: str = SearchOptions.attribution,
+    layer: str | None = None,
+    seed: int = 0,
+    workdir: str | Path | None = None,
     progress: bool = False,
 ) -> ScanOutcome:
-    """Searches every class, says which are attacked, and ranks them by suspicion.
+    """Searches every class of the data that a network was trained on: which are attacked?
 
     By default the network itself is asked (:class:`TransplantJudge`): do the regions that
     explain images of a class turn images of other classes into it? The trigger of a class that
@@ -52,8 +58,57 @@ def scan(
     Heatmap Clustering at those whose clusters have a silhouette of 0.5 or more, and only these
     are explained.
 
-    One class is worked on at a time; a finished class is not searched again. Classes
-    of fewer than twelve images are left out. Leaves ``scan.json``;
+    One class is worked on at a time. Classes of fewer than twelve images are left out.
+
+    Args:
+        model: Takes images in [0, 1], gives logits; in whatever mode, and not changed.
+        data: What it was trained on, perhaps with validation and test images.
+        detector: ``transplant``, ``cascade``, or the name of a detector that can tell suspicious
+            classes.
+        mode: Of Heatmap Clustering, ``quick`` or ``exact``; see :class:`HeatmapClustering`.
+        attribution: What makes heatmaps.
+        layer: Path of the layer whose outputs are the activations that detectors see; by default
+            what the last dense layer gets.
+        seed: Of everything random.
+        workdir: Where classes that are finished are kept, so that a scan that was interrupted goes
+            on, and where the files of :func:`run_scan` are left; nowhere by default.
+        progress: Show progress bars.
+
+    Returns:
+        What was found; :func:`write_scan_report` makes pages of it.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: An option is out of range, no class has enough images, or another process
+            works in the directory.
+
+    Examples:
+        >>> outcome = jp.scan(model, train, detector="activation_pca")
+        >>> len(outcome.classes), outcome.called.shape == (len(train),)
+        (10, True)
+    """
+    options, how = ScanConfig(detector, mode), SearchOptions(attribution, layer, seed)
+    splits = splits_of(data)
+    with working(workdir, "scan") as work:
+        work.plan = plan_of_scan(splits, None, options.detectors)
+        outcome = _scan_classes(how, options, brought(model, splits.train), splits, work, progress)
+        if workdir is not None:
+            _write_records(Path(workdir), outcome)
+        work.finish(None)
+    return outcome
+
+
+def run_scan(
+    config: RunConfig,
+    workdir: str | Path,
+    *,
+    detector: str = ScanConfig.detector,
+    mode: str = ScanConfig.mode,
+    progress: bool = False,
+) -> ScanOutcome:
+    """Attacks data, trains a network on them, and searches every class as :func:`scan` does.
+
+    A finished class is not searched again. Leaves ``config.json``; ``scan.json``;
     ``classes.csv``, one row per class; ``clusters.csv``, one row per image: id,
     class, cluster (1 for suspects) and score; and ``suspects.csv``, the images that are called
     poisoned, those outside attacked classes that carry their triggers among them: a list for
@@ -72,41 +127,56 @@ def scan(
         FileNotFoundError: There are no data at the given path.
 
     Examples:
-        >>> outcome = jp.scan(jp.RunConfig(), "runs/first")
+        >>> outcome = jp.run_scan(jp.RunConfig(), "runs/first")
         >>> [scanned.label for scanned in outcome.classes if scanned.suspicious]  # called attacked
         []
     """
     options = ScanConfig(detector, mode)
     workdir = Path(workdir)
-    work = WorkDirectory(workdir)
-    with work.job("scan"):
+    with working(workdir, "scan") as work:
         data, settings = prepare(config, work, progress)
-        names = CASCADE if options.detector == "cascade" else (options.detector,)
-        work.plan = plan_of_scan(data, settings, names)
-        trained = train_model(config.model, settings, data, work, progress)
-        searcher = _Searcher(config, options, trained, data.train, work, progress)
-        with work.plan.doing(SCANNING):
-            found = searcher.search(names[0], searcher.classes)
-            for following in names[1:]:
-                chosen = [k for k in searcher.classes if passed_on(found[k].finding.separation)]
-                found |= searcher.search(following, chosen)
-        found |= searcher.with_carriers(found.values(), data)
-        outcome = ScanOutcome(
-            config,
-            options,
-            data,
-            trained,
-            tuple(sorted(found.values(), key=lambda scanned: -scanned.suspicion)),
-            tuple(searcher.left_out),
-            searcher.seconds,
-        )
+        work.plan = plan_of_scan(data, settings, options.detectors)
+        network = job_network(config, settings, data, work, progress)
+        found = _scan_classes(config.search, options, network, data, work, progress)
+        outcome = dataclasses.replace(found, config=config)
         write_json(workdir / "config.json", config.record())
-        write_json(workdir / "scan.json", scan_record(outcome))
-        write_text(workdir / "classes.csv", classes_table(outcome))
-        write_text(workdir / "clusters.csv", clusters_table(outcome))
-        write_text(workdir / "suspects.csv", suspects_of_scan(outcome))
-        work.finish(trained.stage)
+        _write_records(workdir, outcome)
+        work.finish(network.trained_as)
     return outcome
+
+
+def _scan_classes(
+    how: SearchOptions,
+    options: ScanConfig,
+    network: Network,
+    data: Splits,
+    work: WorkDirectory,
+    progress: bool,
+) -> ScanOutcome:
+    names = options.detectors
+    searcher = _Searcher(how, options, network, data.train, work, progress)
+    with work.plan.doing(SCANNING):
+        found = searcher.search(names[0], searcher.classes)
+        for following in names[1:]:
+            chosen = [k for k in searcher.classes if passed_on(found[k].finding.separation)]
+            found |= searcher.search(following, chosen)
+    found |= searcher.with_carriers(found.values(), data)
+    return ScanOutcome(
+        options,
+        how,
+        data,
+        network,
+        tuple(sorted(found.values(), key=lambda scanned: -scanned.suspicion)),
+        tuple(searcher.left_out),
+        searcher.seconds,
+    )
+
+
+def _write_records(workdir: Path, outcome: ScanOutcome) -> None:
+    write_json(workdir / "scan.json", scan_record(outcome))
+    write_text(workdir / "classes.csv", classes_table(outcome))
+    write_text(workdir / "clusters.csv", clusters_table(outcome))
+    write_text(workdir / "suspects.csv", suspects_of_scan(outcome))
 
 
 class _Searcher:
@@ -114,14 +184,14 @@ class _Searcher:
 
     def __init__(
         self,
-        config: RunConfig,
+        how: SearchOptions,
         options: ScanConfig,
-        trained: Trained,
+        network: Network,
         train: Dataset,
         work: WorkDirectory,
         progress: bool,
     ) -> None:
-        self.config, self.options, self.trained, self.train = config, options, trained, train
+        self.how, self.options, self.network, self.train = how, options, network, train
         self.work, self.progress = work, progress
         labels, counts = np.unique(train.labels, return_counts=True)
         self.classes: list[int] = labels[counts >= FEWEST].tolist()
@@ -130,7 +200,7 @@ class _Searcher:
             raise ValueError(
                 f"no class has {FEWEST} training images or more, found {len(train)} in all"
             )
-        self.seconds = {"train": trained.stage.seconds}
+        self.seconds = dict(network.seconds)
 
     def search(self, name: str, classes: list[int]) -> dict[int, ScannedClass]:
         """One detector on some classes."""
@@ -146,7 +216,7 @@ class _Searcher:
         total = sum(map(len, members.values()))
         with Bar(f"scanning, {name}", total, unit="images", show=self.progress) as bar:
             for label, index in members.items():
-                detector = entry.make(self.config.seed)
+                detector = entry.make(self.how.seed)
                 detector.set_params(**entry.when_scanning)
                 if "mode" in detector.get_params():
                     detector.set_params(mode=self.options.mode)
@@ -188,13 +258,13 @@ class _Searcher:
                 known.append((scanned, evidence))
         self.work.plan = plan_of_carriers(data, [scanned.label for scanned, _ in known])
         for scanned, evidence in known:
-            hosts = possible_hosts(self.trained, self.train, self.work, self.progress)
+            hosts = possible_hosts(self.network, self.train, self.work, self.progress)
             carriers = look_for_carriers(
-                self.trained,
+                self.network,
                 data,
                 evidence,
                 hosts,
-                self.config.seed,
+                self.how.seed,
                 scanned.finding.key,
                 self.work,
                 self.progress,
@@ -207,14 +277,14 @@ class _Searcher:
         self.seconds[what] = self.seconds.get(what, 0.0) + made.seconds
 
     def _cases(self) -> Callable[[int], tuple[Case, str]]:
-        hosts = possible_hosts(self.trained, self.train, self.work, self.progress)
+        hosts = possible_hosts(self.network, self.train, self.work, self.progress)
         self._took("hosts", hosts[1])
         heatmaps = self._heatmaps()
 
         def of_class(label: int) -> tuple[Case, str]:
             maps, key = heatmaps(label)
             members = np.flatnonzero(self.train.labels == label)
-            case = case_of(self.trained, self.train, members, maps, label, hosts, self.config.seed)
+            case = case_of(self.network, self.train, members, maps, label, hosts, self.how.seed)
             return case, f"{key} {hosts[1].key}"
 
         return of_class
@@ -228,14 +298,14 @@ class _Searcher:
 
     def _activations(self) -> Callable[[int], tuple[np.ndarray, str]]:
         title = "activations" if self.progress else None
-        model, images = self.trained.model, self.train.images
+        model, images, layer = self.network.model, self.train.images, self.how.layer
 
         def make(_: Path) -> Made:
-            return Made({}, {"activations": activations(model, images, title)})
+            return Made({}, {"activations": activations(model, images, layer, title)})
 
         outputs = self.work.stage(
             "activations",
-            {"train": self.trained.stage.key, "images": self.train.fingerprint},
+            {"network": self.network.key, "layer": layer, "images": self.train.fingerprint},
             make,
             code=(activations, *kinds_of(model)),
         )
@@ -249,7 +319,7 @@ class _Searcher:
 
     def _heatmaps(self) -> Callable[[int], tuple[np.ndarray, str]]:
         def of_class(label: int) -> tuple[np.ndarray, str]:
-            parts = class_parts(self.config, self.trained, self.train, label, self.work)
+            parts = class_parts(self.how, self.network, self.train, label, self.work)
             made = [part for _, part in parts]
             for part in made:
                 self._took("explain", part)

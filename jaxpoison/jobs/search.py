@@ -1,31 +1,33 @@
-"""A network trained and judged, and one class searched by detectors: what jobs are made of."""
+"""A network judged, and one class searched by detectors: what jobs are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Int
 
-from jaxpoison._checks import check_class
+from jaxpoison._checks import check_choice, check_class
 from jaxpoison._code import described
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Detector, Sees
 from jaxpoison.jobs.artefact import Artefact
 from jaxpoison.jobs.asking import case_of, evidence_of, possible_hosts
-from jaxpoison.jobs.config import RunConfig
+from jaxpoison.jobs.brought import brought, splits_of
+from jaxpoison.jobs.config import SearchOptions
 from jaxpoison.jobs.detecting import FEWEST, detect, detection_of, separation_of
-from jaxpoison.jobs.evaluating import evaluate, evaluation_of
+from jaxpoison.jobs.evaluating import Evaluation, evaluate, evaluation_of
 from jaxpoison.jobs.explaining import ExplainedClass, explain_images, explained_class
-from jaxpoison.jobs.named import DETECTORS
-from jaxpoison.jobs.outcome import Finding, RunOutcome, Trained
-from jaxpoison.jobs.prepare import train_model
-from jaxpoison.jobs.stages import WorkDirectory
+from jaxpoison.jobs.named import DETECTORS, default_detectors
+from jaxpoison.jobs.outcome import Finding, Network, RunOutcome
+from jaxpoison.jobs.planning import plan_of_search
+from jaxpoison.jobs.stages import WorkDirectory, working
 from jaxpoison.lrp.attributions import ATTRIBUTIONS
 from jaxpoison.models.inference import kinds_of
-from jaxpoison.training.protocols import TrainConfig
 
 
 def members_of(train: Dataset, label: int, *, fewest: int = FEWEST) -> Int[np.ndarray, " n"]:
@@ -44,102 +46,153 @@ def members_of(train: Dataset, label: int, *, fewest: int = FEWEST) -> Int[np.nd
     return members
 
 
-def network(
-    config: RunConfig, data: Splits, settings: TrainConfig, work: WorkDirectory, progress: bool
-) -> tuple[Trained, Artefact]:
-    """Trains a network and judges it.
+def search(
+    model: nnx.Module,
+    data: Splits | Dataset,
+    target: int,
+    *,
+    detectors: Sequence[str] | None = None,
+    attribution: str = SearchOptions.attribution,
+    layer: str | None = None,
+    seed: int = 0,
+    workdir: str | Path | None = None,
+    progress: bool = False,
+) -> RunOutcome:
+    """Searches one class of the data that a network was trained on.
+
+    Args:
+        model: Takes images in [0, 1], gives logits; in whatever mode, and not changed.
+        data: What it was trained on, perhaps with validation and test images.
+        target: The class that is searched.
+        detectors: Names in :data:`DETECTORS`; all by default.
+        attribution: What makes heatmaps.
+        layer: Path of the layer whose outputs are the activations that detectors see; by default
+            what the last dense layer gets.
+        seed: Of everything random.
+        workdir: Where stages are kept, so that a search that was interrupted goes on; nowhere by
+            default.
+        progress: Show progress bars.
 
     Returns:
-        The network, and the stage that :func:`evaluation_of` reads.
+        What was found; :func:`write_report` makes a page of it.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: There is no such class, detector or layer, the class has too few images, or
+            another process works in the directory.
+
+    Examples:
+        >>> outcome = jp.search(model, train, 5, detectors=("activation_pca",))
+        >>> outcome.findings["activation_pca"].detection.suspects.shape
+        (20,)
     """
-    trained = train_model(config.model, settings, data, work, progress)
+    names = default_detectors() if detectors is None else tuple(detectors)
+    for name in names:
+        check_choice("detector", name, DETECTORS)
+    options = SearchOptions(attribution, layer, seed)
+    with working(workdir, "search") as work:
+        splits = splits_of(data)
+        network = brought(model, splits.train)
+        work.plan = plan_of_search(target, splits, None, names)
+        outcome = search_class(options, network, splits, target, names, work, progress)
+        work.finish(None)
+    return outcome
+
+
+def judge_network(
+    network: Network, data: Splits, work: WorkDirectory, progress: bool
+) -> tuple[Evaluation, Artefact]:
+    """How well a network does, and the attack on it."""
     triggered = None
     if data.backdoor is not None:
         backdoor = data.backdoor
         triggered = [backdoor.source, backdoor.target, backdoor.triggered.fingerprint]
     evaluated = work.stage(
         "evaluate",
-        {"train": trained.stage.key, "test": data.test.fingerprint, "triggered": triggered},
-        partial(evaluate, trained.model, data, progress),
-        code=(evaluate, *kinds_of(trained.model)),
+        {"network": network.key, "test": data.test.fingerprint, "triggered": triggered},
+        partial(evaluate, network.model, data, progress),
+        code=(evaluate, *kinds_of(network.model)),
     )
-    return trained, evaluated
+    return evaluation_of(evaluated), evaluated
 
 
-def search(
-    config: RunConfig,
+def search_class(
+    options: SearchOptions,
+    network: Network,
     data: Splits,
-    settings: TrainConfig,
+    target: int,
+    detectors: Sequence[str],
     work: WorkDirectory,
     progress: bool,
-    detectors: Sequence[str],
 ) -> RunOutcome:
-    """Trains a network on given data, judges it, and searches the target class.
+    """Judges a network, and searches one class.
 
     Args:
-        config: Which network, attribution and target.
+        options: How the network is asked.
+        network: Trained on the data.
         data: Training, validation and test images.
-        settings: How to train.
+        target: The class.
+        detectors: Names of the detectors that search.
         work: Where the stages are kept.
         progress: Show progress bars.
-        detectors: Names of the detectors that search.
 
     Raises:
-        ValueError: There is no target class, or it has too few images to be searched.
+        ValueError: There is no such class, or it has too few images to be searched.
     """
-    members = members_of(data.train, config.target, fewest=FEWEST if detectors else 0)
-    trained, evaluated = network(config, data, settings, work, progress)
-    stage, explained = explain_members(config, trained, data.train, members, work, progress)
+    members = members_of(data.train, target, fewest=FEWEST if detectors else 0)
+    evaluation, evaluated = judge_network(network, data, work, progress)
+    stage, explained = explain_members(
+        options, network, data.train, members, target, work, progress
+    )
     found: dict[str, Artefact] = {}
     for name in detectors:
         entry = DETECTORS[name]
-        detector = entry.make(config.seed)
+        detector = entry.make(options.seed)
         if entry.sees is Sees.NETWORK:
-            hosts = possible_hosts(trained, data.train, work, progress)
+            hosts = possible_hosts(network, data.train, work, progress)
             maps = explained.relevance.sum(-1)
-            seen = case_of(trained, data.train, members, maps, config.target, hosts, config.seed)
+            seen = case_of(network, data.train, members, maps, target, hosts, options.seed)
             key = f"{stage.key} {hosts[1].key}"
         else:
             seen, key = _seen(entry.sees, explained, stage, data.train)
         found[name] = detected(name, entry.sees, detector, seen, key, work, progress)
-    stages = (trained.stage, evaluated, stage, *found.values())
     return RunOutcome(
-        config,
+        options,
         data,
-        trained,
-        evaluation_of(evaluated),
+        network,
+        evaluation,
         explained,
         {name: finding_of(name, stage) for name, stage in found.items()},
-        stages,
+        (*network.stages, evaluated, stage, *found.values()),
     )
 
 
 def explain_members(
-    config: RunConfig,
-    trained: Trained,
+    options: SearchOptions,
+    network: Network,
     train: Dataset,
     members: Int[np.ndarray, " n"],
+    target: int,
     work: WorkDirectory,
     progress: bool,
 ) -> tuple[Artefact, ExplainedClass]:
     """Explains images towards the target class."""
-    images = train.images[members]
+    images, model = train.images[members], network.model
     stage = work.stage(
         "explain",
         {
-            "train": trained.stage.key,
-            "target": config.target,
-            "attribution": described(ATTRIBUTIONS[config.attribution]()),
+            "network": network.key,
+            "target": target,
+            "attribution": described(ATTRIBUTIONS[options.attribution]()),
+            "layer": options.layer,
             "images": train.take(members).fingerprint,
         },
-        partial(explain_images, trained.model, images, config.target, config.attribution, progress),
-        code=(
-            explain_images,
-            type(ATTRIBUTIONS[config.attribution]()),
-            *kinds_of(trained.model),
+        partial(
+            explain_images, model, images, target, options.attribution, options.layer, progress
         ),
+        code=(explain_images, type(ATTRIBUTIONS[options.attribution]()), *kinds_of(model)),
     )
-    return stage, explained_class(stage, config.target, members)
+    return stage, explained_class(stage, target, members)
 
 
 def _seen(

@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -54,6 +55,25 @@ def versions() -> dict[str, str]:
         "platform": jax.default_backend(),
         "devices": str(jax.device_count()),
     }
+
+
+@contextlib.contextmanager
+def working(workdir: str | Path | None, job: str) -> Iterator[WorkDirectory]:
+    """A work directory, locked for a job; without a path one that is removed when the job ends.
+
+    Args:
+        workdir: Its path.
+        job: Name of the job.
+
+    Raises:
+        ValueError: Another process works there, or the path is none of a directory.
+    """
+    with contextlib.ExitStack() as stack:
+        if workdir is None:
+            workdir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxpoison-"))
+        work = WorkDirectory(Path(workdir))
+        stack.enter_context(work.job(job))
+        yield work
 
 
 class WorkDirectory:
@@ -186,13 +206,14 @@ class WorkDirectory:
         record = {"schema": SCHEMA, "job": self._job, "stages": self._used, **more}
         write_json(self.path / "jobs" / file, record)
 
-    def finish(self, network: Artefact) -> None:
+    def finish(self, network: str | None) -> None:
         """Notes that the job has ended.
 
         Args:
-            network: The training that made the network it ends with.
+            network: Key of the training that made the network it ends with; ``None`` for one that
+                was brought.
         """
-        self._note(f"{self._job}.json", network=network.key, nanoseconds=time.time_ns())
+        self._note(f"{self._job}.json", network=network, nanoseconds=time.time_ns())
         (self.path / "jobs" / f"{self._job}.begun.json").unlink(missing_ok=True)
 
     def finished(self) -> list[dict[str, Any]]:

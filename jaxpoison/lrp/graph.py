@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.extend import core
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 
 from jaxpoison.lrp.operations import called_jaxpr
+from jaxpoison.models.inference import evaluation_view
 from jaxpoison.models.surgery import Path, Wrapper, replace_modules
 
 # Stands for the model's input where layers stand for themselves.
@@ -70,6 +73,27 @@ def layer_calls(
     )
 
 
+def last_dense_layer(model: nnx.Module, images: UInt8[np.ndarray, "n h w c"]) -> str:
+    """Path of the dense layer that a model computes last: what it gets are its features.
+
+    Args:
+        model: Takes images in [0, 1], gives logits.
+        images: Only their shape matters.
+
+    Raises:
+        ValueError: The model has no dense layer.
+    """
+    one = jnp.zeros((1, *images.shape[1:]), jnp.float32)
+    calls = layer_calls(evaluation_view(model), one, _DENSE)
+    if not calls:
+        raise ValueError(
+            f"{type(model).__name__} calls no dense layer, whose inputs would be the activations: "
+            "name a layer whose outputs are to be used"
+        )
+    return ".".join(map(str, calls[-1].path))
+
+
+_DENSE = (nnx.Linear, nnx.LinearGeneral)
 _NAME = "_marked_layer_"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -126,11 +127,19 @@ def relevance_function(
 
 @dataclass(frozen=True)
 class RuledLayer:
-    """A layer and the rule that serves it."""
+    """A layer and the rule that serves it.
+
+    Attributes:
+        path: Its path in the model, with dots.
+        kind: Name of its class.
+        rule: The rule.
+        shape: Of its output for one image; empty until it is called.
+    """
 
     path: str
     kind: str
     rule: Rule
+    shape: tuple[int, ...] = ()
 
 
 def ruled_layers(
@@ -303,11 +312,11 @@ class _Ruled(Wrapper):
         self._own_met = met
 
     def __call__(self, *inputs: Array, **options: Any) -> Array:
-        if self._own_met is not None:
-            self._own_met(self._own_row)
         graphdef, state = nnx.split(self._own_module)
         static = _Layer(self._own_row.rule, graphdef, tuple(sorted(options.items())))
         output = _jaxpoison_rule(static, state, inputs, self._own_book)
+        if self._own_met is not None:
+            self._own_met(dataclasses.replace(self._own_row, shape=output.shape[1:]))
         return output if self._own_probe is None else _jaxpoison_probe(output, self._own_probe)
 
 

@@ -26,8 +26,6 @@ class CompactInception(nnx.Module):
         rngs: Source of the initial weights (``params``) and of ``dropout``.
 
     Attributes:
-        feature_layer: Path of the layer whose outputs Activation Clustering
-            uses: the last hidden one, 128 wide.
         image_side: Of the images it takes.
 
     Examples:
@@ -36,7 +34,6 @@ class CompactInception(nnx.Module):
         1110027
     """
 
-    feature_layer = "dense2"
     image_side: ClassVar[int | None] = 32
 
     def __init__(

@@ -198,11 +198,46 @@ def layer_outputs(
         >>> jp.layer_outputs(model, images, "layers.3").shape
         (20, 16)
     """
+    return _layer_values(
+        model, images, layer, inputs=False, batch_size=batch_size, progress=progress
+    )
+
+
+def layer_inputs(
+    model: nnx.Module,
+    images: UInt8[np.ndarray, "n h w c"],
+    layer: str,
+    *,
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> Float[np.ndarray, "n features"]:
+    """What one module of a model in evaluation mode gets, flattened per image.
+
+    Args, and errors, are those of :func:`layer_outputs`.
+
+    Examples:
+        >>> jp.layer_inputs(model, images, "layers.3").shape
+        (20, 512)
+    """
+    return _layer_values(
+        model, images, layer, inputs=True, batch_size=batch_size, progress=progress
+    )
+
+
+def _layer_values(
+    model: nnx.Module,
+    images: UInt8[np.ndarray, "n h w c"],
+    layer: str,
+    *,
+    inputs: bool,
+    batch_size: int,
+    progress: str | None,
+) -> Float[np.ndarray, "n features"]:
     check_images("images", images)
     path = find_module(model, layer)
     graphdef, state = nnx.split(evaluation_view(model))
     return map_batches(
-        partial(_layer_outputs, graphdef, path),
+        partial(_values_at, graphdef, path, inputs),
         state,
         images,
         batch_size=batch_size,
@@ -210,14 +245,16 @@ def layer_outputs(
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 @in_full_precision
-def _layer_outputs(graphdef: nnx.GraphDef, path: Path, state: nnx.State, images: Array) -> Array:
-    def outputs(state: nnx.State, images: Array) -> Array:
+def _values_at(
+    graphdef: nnx.GraphDef, path: Path, inputs: bool, state: nnx.State, images: Array
+) -> Array:
+    def values(state: nnx.State, images: Array) -> Array:
         found: list[Array] = []
         tapped = replace_modules(
             nnx.merge(graphdef, state),
-            lambda here, module: _Tap(module, found.append) if here == path else None,
+            lambda here, module: _Tap(module, inputs, found.append) if here == path else None,
         )
         tapped(images)
         if len(found) != 1:
@@ -226,17 +263,18 @@ def _layer_outputs(graphdef: nnx.GraphDef, path: Path, state: nnx.State, images:
             )
         return found[0].reshape(len(images), -1)
 
-    return over_devices(outputs)(state, images.astype(jnp.float32) / 255)
+    return over_devices(values)(state, images.astype(jnp.float32) / 255)
 
 
 class _Tap(nnx.Module):
-    """A module whose output is handed to someone else as well."""
+    """A module whose first input or output is handed to someone else as well."""
 
-    def __init__(self, module: nnx.Module, receive: Callable[[Array], None]) -> None:
+    def __init__(self, module: nnx.Module, inputs: bool, receive: Callable[[Array], None]) -> None:
         self.module = module
+        self.inputs = inputs
         self.receive = receive
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         output = self.module(*args, **kwargs)
-        self.receive(output)
+        self.receive(args[0] if self.inputs else output)
         return output

@@ -105,8 +105,6 @@ class ResNet18(nnx.Module):
         rngs: Source of the initial weights.
 
     Attributes:
-        feature_layer: Path of the layer whose outputs Activation Clustering
-            uses: the last hidden one, 512 wide.
         image_side: Of the images it takes: any.
 
     Examples:
@@ -115,7 +113,6 @@ class ResNet18(nnx.Module):
         11173962
     """
 
-    feature_layer = "pool"
     image_side: ClassVar[int | None] = None
 
     def __init__(

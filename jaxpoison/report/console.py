@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 from jaxpoison._names import shown
 from jaxpoison.evidence.verdict import CASCADE, JUDGE
 from jaxpoison.jobs.outcome import RepairOutcome, RunOutcome, ScanOutcome
+from jaxpoison.lrp.graph import last_dense_layer
+from jaxpoison.lrp.propagation import ruled_layers
+from jaxpoison.models.inference import class_count, parameter_count
 from jaxpoison.report.words import said_of_run, said_of_scan
 
 _SHOWN_CLASSES = 5
@@ -24,7 +30,7 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
         seconds: It took.
     """
     console = _console()
-    table = Table(title=f"Suspected images of class {outcome.config.target}")
+    table = Table(title=f"Suspected images of class {outcome.explained.label}")
     table.add_column("detector")
     for name in ("ACC %", "TPR %", "TNR %", "suspects", "of", "seconds"):
         table.add_column(name, justify="right")
@@ -50,7 +56,7 @@ def print_run(outcome: RunOutcome, workdir: Path, seconds: float) -> None:
     console.print(f"{line}, {seconds:.0f} s", highlight=False)
     console.print(
         f"report: {_at(workdir / 'report.html')}   suspects: "
-        f"{_at(workdir / f'suspects-class-{outcome.config.target}.csv')}",
+        f"{_at(workdir / f'suspects-class-{outcome.explained.label}.csv')}",
         highlight=False,
         soft_wrap=True,
     )
@@ -102,6 +108,34 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
     )
 
 
+def print_layers(model: nnx.Module, image_shape: tuple[int, int, int]) -> None:
+    """The layers of a network in the order of the computation, and the rule of each.
+
+    Args:
+        model: The network.
+        image_shape: Height, width and channels of its images.
+
+    Raises:
+        ValueError: It has operations without a rule.
+    """
+    console = _console()
+    table = Table(title=f"{type(model).__name__}: from the image to the logits")
+    for name in ("layer", "kind", "output", "rule"):
+        table.add_column(name, overflow="fold")
+    one = jnp.zeros((1, *image_shape), jnp.float32)
+    for row in ruled_layers(model, one):
+        shape = "x".join(map(str, row.shape))
+        table.add_row(shown(row.path), shown(row.kind), shape, type(row.rule).__name__)
+    console.print(table)
+    images = np.zeros((1, *image_shape), np.uint8)
+    console.print(
+        f"{parameter_count(model):,} parameters, {class_count(model, images)} classes; "
+        f"activations: what {shown(last_dense_layer(model, images))} gets (--layer names another)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def print_repair(outcome: RepairOutcome, workdir: Path, seconds: float) -> None:
     """Every network of a repair.
 
@@ -111,7 +145,7 @@ def print_repair(outcome: RepairOutcome, workdir: Path, seconds: float) -> None:
         seconds: It took.
     """
     console = _console()
-    table = Table(title=f"Repair of class {outcome.config.target}")
+    table = Table(title=f"Repair of class {outcome.target}")
     table.add_column("network")
     for name in ("training images", "test accuracy %", "ASR or MASR %", "taken out after it"):
         table.add_column(name, justify="right")

@@ -22,7 +22,7 @@ from jaxpoison.detectors.detection import Detection
 from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.verdict import SUSPICIOUS_FROM, TURNS_FROM
 from jaxpoison.jobs.config import RunConfig
-from jaxpoison.jobs.outcome import RunOutcome, ScannedClass, ScanOutcome
+from jaxpoison.jobs.outcome import RunOutcome, ScannedClass, ScanOutcome, Training
 from jaxpoison.jobs.records import config_record
 from jaxpoison.lrp.attributions import ATTRIBUTIONS, explain
 from jaxpoison.metrics import detection_rates
@@ -36,7 +36,6 @@ from jaxpoison.report.figures import (
 )
 from jaxpoison.report.gallery import Gallery, gallery
 from jaxpoison.report.words import said_of_attacked, said_of_excluded, said_of_run, said_of_scan
-from jaxpoison.training.protocols import TrainConfig
 
 _EXAMPLES = 4
 # Most classes whose images a scan shows.
@@ -44,23 +43,35 @@ _CLASSES = 3
 
 
 def write_report(path: Path, outcome: RunOutcome) -> None:
-    """Writes a report of a run.
+    """Writes what a search found as a page, with the triggers as pictures beside it.
 
     Args:
         path: The HTML file.
-        outcome: What the run found.
+        outcome: Of :func:`search` or :func:`run`.
+
+    Examples:
+        >>> import pathlib
+        >>> outcome = jp.search(model, train, 5, detectors=("activation_pca",))
+        >>> jp.write_report(pathlib.Path("report.html"), outcome)
+        >>> pathlib.Path("report.html").stat().st_size > 10_000
+        True
     """
-    names, config = outcome.data.train.class_names, outcome.config
+    names, config, label = outcome.data.train.class_names, outcome.config, outcome.explained.label
+    training = outcome.network.training
     detections = {name: found.detection for name, found in outcome.findings.items()}
     evidence = [found.evidence for found in outcome.findings.values()]
     write_text(
         path,
         _template("report.html.jinja").render(
             outcome=outcome,
-            data_name=Path(config.data).name,
-            settings=_settings(config, outcome.trained.settings),
-            target_name=names[config.target],
-            trigger=_trigger(config),
+            config=config,
+            target=label,
+            target_name=names[label],
+            attribution=outcome.search.attribution,
+            data_name=_data_name(config),
+            model_name=type(outcome.network.model).__name__ if config is None else config.model,
+            settings=_settings(config, training),
+            trigger=None if config is None else _trigger(config),
             source_name=_source_name(outcome),
             sentences=list(said_of_run(outcome)),
             excluded=said_of_excluded(config),
@@ -75,18 +86,25 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
             example_figures=_example_figures(outcome),
             trigger_figures=_trigger_figures(path.parent, evidence, names),
             cluster_figure=cluster_map(detections, outcome.poisoned) if detections else None,
-            training_figure=training_course(outcome.trained.history.epochs),
+            training_figure=None if training is None else training_course(training.history.epochs),
             disagreements=_disagreements(outcome),
         ),
     )
 
 
 def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
-    """Writes a report of a scan, with pictures of the most suspicious classes.
+    """Writes what a scan found as a page, with one for every class that is called attacked.
 
     Args:
-        path: The HTML file.
-        outcome: What the scan found.
+        path: The HTML file; pages of classes and pictures of triggers stand beside it.
+        outcome: Of :func:`scan` or :func:`run_scan`.
+
+    Examples:
+        >>> import pathlib
+        >>> outcome = jp.scan(model, train, detector="activation_pca")
+        >>> jp.write_scan_report(pathlib.Path("scan.html"), outcome)
+        >>> pathlib.Path("scan.html").stat().st_size > 10_000
+        True
     """
     train = outcome.data.train
     shown = [scanned for scanned in outcome.classes if scanned.suspicious] or outcome.classes[:1]
@@ -99,8 +117,8 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
                 continue
             rows = members[evenly(len(members), 2 * _EXAMPLES)]
             images, labels = train.images[rows], train.labels[rows]
-            method = ATTRIBUTIONS[outcome.config.attribution]()
-            relevance = explain(outcome.trained.model, images, labels, method=method).relevance
+            method = ATTRIBUTIONS[outcome.search.attribution]()
+            relevance = explain(outcome.network.model, images, labels, method=method).relevance
             titles = [Path(train.ids[row]).name for row in rows]
             pictures.append(
                 (f"Class {scanned.label} ({name}), {title}", examples(images, relevance, titles))
@@ -120,7 +138,7 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
         _template("scan.html.jinja").render(
             outcome=outcome,
             names=train.class_names,
-            data_name=Path(outcome.config.data).name,
+            data_name=_data_name(outcome.config),
             sentences=list(said_of_scan(outcome)),
             excluded=said_of_excluded(outcome.config),
             thresholds={k: v for k, v in SUSPICIOUS_FROM.items() if k in outcome.detectors},
@@ -138,15 +156,15 @@ def _write_class_page(folder: Path, outcome: ScanOutcome, scanned: ScannedClass)
     """A page to look at all images of a class that is called attacked; gives its name."""
     train, finding = outcome.data.train, scanned.finding
     labels = train.labels[scanned.members]
-    method = ATTRIBUTIONS[outcome.config.attribution]()
-    found = explain(outcome.trained.model, train.images[scanned.members], labels, method=method)
+    method = ATTRIBUTIONS[outcome.search.attribution]()
+    found = explain(outcome.network.model, train.images[scanned.members], labels, method=method)
     name = f"class-{scanned.label}.html"
     write_text(
         folder / name,
         _template("class.html.jinja").render(
             scanned=scanned,
             name=train.class_names[scanned.label],
-            data_name=Path(outcome.config.data).name,
+            data_name=_data_name(outcome.config),
             sentence=said_of_attacked(scanned, train.class_names),
             trigger_figures=_trigger_figures(folder, [finding.evidence], train.class_names),
             gallery=_gallery(
@@ -192,12 +210,18 @@ def _trigger_figures(
     return figures
 
 
-def _settings(config: RunConfig, settings: TrainConfig) -> dict[str, Any]:
-    """Name and value of every setting that plays a part, one level deep."""
-    record = config_record(config, settings)
+def _data_name(config: RunConfig | None) -> str:
+    return "the data" if config is None else Path(config.data).name
+
+
+def _settings(config: RunConfig | None, training: Training | None) -> dict[str, Any]:
+    """Name and value of every setting of a job that plays a part, one level deep."""
+    if config is None:
+        return {}
+    record = config_record(config, None if training is None else training.settings)
     left_out = {"schema", *config.unused()}
     flat = {}
-    for part in record.values():
+    for part in filter(None, record.values()):
         part = {name: value for name, value in part.items() if name not in left_out}
         for name, value in part.items():
             inner = value.items() if isinstance(value, dict) else ()

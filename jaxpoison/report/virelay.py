@@ -58,7 +58,7 @@ def export_virelay(folder: Path, outcome: RunOutcome) -> Path:
         "dataset.h5": {"data": np.moveaxis(images, -1, 1), "label": labels},
         "attribution.h5": {
             "attribution": heatmaps,
-            "prediction": predict(outcome.trained.model, images).astype(np.float32),
+            "prediction": predict(outcome.network.model, images).astype(np.float32),
             "label": labels,
             "index": index,
         },
@@ -104,12 +104,13 @@ def _components(activations: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k
 
 
 def _project(outcome: RunOutcome, size: tuple[int, ...]) -> dict[str, Any]:
-    config = outcome.config
-    data = shown(Path(config.data).name)
+    config, label = outcome.config, outcome.explained.label
+    data = "the data" if config is None else shown(Path(config.data).name)
+    model = type(outcome.network.model).__name__ if config is None else config.model
     return {
         "project": {
-            "name": f"jaxpoison, class {config.target} of {data}",
-            "model": config.model,
+            "name": f"jaxpoison, class {label} of {data}",
+            "model": model,
             "label_map": "label-map.json",
             "dataset": {
                 "name": data,
@@ -121,7 +122,7 @@ def _project(outcome: RunOutcome, size: tuple[int, ...]) -> dict[str, Any]:
                 "down_sampling_method": "none",
             },
             "attributions": {
-                "attribution_method": config.attribution,
+                "attribution_method": outcome.search.attribution,
                 "attribution_strategy": "true_label",
                 "sources": ["attribution.h5"],
             },

@@ -62,13 +62,13 @@ def said_of_scan(outcome: ScanOutcome) -> Iterator[str]:
         yield f"No class is called attacked.{_looked_at(outcome)}"
 
 
-def said_of_excluded(config: RunConfig) -> str:
+def said_of_excluded(config: RunConfig | None) -> str:
     """Which images a job was told to leave out; nothing where none.
 
     Args:
-        config: Of the job.
+        config: Of the job, if there is one.
     """
-    if config.exclude is None:
+    if config is None or config.exclude is None:
         return ""
     name = Path(config.exclude).name
     return f"The images that {name} names were left out: neither trained on nor searched."

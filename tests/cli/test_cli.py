@@ -55,7 +55,7 @@ def ran(monkeypatch):
         ran.append((config, given))
         return SimpleNamespace(classes=[])
 
-    for name in ("run.run", "scan.scan", "repair.repair"):
+    for name in ("run.run", "scan.run_scan", "repair.run_repair"):
         monkeypatch.setattr(f"jaxpoison.jobs.{name}", job)
     for name in ("html.write_report", "html.write_scan_report"):
         monkeypatch.setattr(f"jaxpoison.report.{name}", lambda *_: None)
@@ -102,6 +102,7 @@ def values():
         "batch_size": ("16", []),
         "seed": ("9", []),
         "attribution": ("gradient", []),
+        "layer": ("dense2", []),
         "detectors": ("heatmap,raw_pca", []),
     }
 
@@ -259,7 +260,7 @@ class Scanned:
 )
 def test_a_pipeline_learns_of_an_attack(called, options, status, ran, monkeypatch, tmp_path):
     outcome = SimpleNamespace(classes=[Scanned(suspicious) for suspicious in called])
-    monkeypatch.setattr("jaxpoison.jobs.scan.scan", lambda *_, **__: outcome)
+    monkeypatch.setattr("jaxpoison.jobs.scan.run_scan", lambda *_, **__: outcome)
     command = ["scan", "--attack", "none", "--quiet", "--workdir", str(tmp_path)]
     assert main([*command, *options]) == status
     assert f"  {status} " in parser_help(["scan"])

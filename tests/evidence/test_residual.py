@@ -13,8 +13,6 @@ LABEL = 2
 class Striped(nnx.Module):
     """Class 2 where rows of red alternate in brightness, else what the first pixel's green says."""
 
-    feature_layer = "stripes"
-
     def __init__(self):
         self.stripes = Stripes()
 

@@ -6,7 +6,7 @@ from small_runs import small as small
 
 from experiments import needed, records
 from experiments.benchmarks import reporting
-from jaxpoison import scan
+from jaxpoison import run_scan
 
 pytestmark = pytest.mark.mixes_types
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.mixes_types
 def test_the_classes_that_turn_most_are_measured(config, tmp_path, monkeypatch):  # noqa: F811
     for module in (reporting, records):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    outcome = scan(config, tmp_path / "scanned")
+    outcome = run_scan(config, tmp_path / "scanned")
     monkeypatch.setattr("sys.argv", ["needed", str(tmp_path / "scanned")])
     needed.main()
     found = json.loads((tmp_path / "results" / "needed" / "result.json").read_text())

@@ -18,7 +18,7 @@ from jaxpoison import (
     Splits,
     TrainConfig,
     Verdict,
-    repair,
+    run_repair,
 )
 from jaxpoison.jobs.evaluating import Evaluation
 from jaxpoison.jobs.explaining import ExplainedClass
@@ -57,19 +57,21 @@ def searched(attacked, monkeypatch):
     def evaluation(data):
         return Evaluation(0.97, 10, float(data.train.poisoned.mean()), {}, 1.0)
 
-    def trained(data):
-        stage = SimpleNamespace(
-            key=f"network of {len(data.train)}", seconds=1.0, versions={"jax": "1"}
-        )
-        return SimpleNamespace(model="network", stage=stage, settings=settings, history=None)
-
-    def network(config, data, given, work, progress):
+    def train(name, given, data, work, progress):
         assert given == settings
-        made.calls.append(("network", len(data.train), len(data.validation)))
-        return trained(data), SimpleNamespace(found=evaluation(data), versions={"jax": "2"})
+        # The first one is of all.
+        if len(data.train) < 36:
+            made.calls.append(("network", len(data.train), len(data.validation)))
+        key = f"network of {len(data.train)}"
+        stage = SimpleNamespace(key=key, seconds=1.0, versions={"jax": "1"})
+        training = outcomes.Training(None, settings, stage)
+        return outcomes.Network("network", key, training)
 
-    def search(config, data, given, work, progress, detectors):
-        assert given == settings
+    def judge(network, data, work, progress):
+        return evaluation(data), SimpleNamespace(versions={"jax": "2"})
+
+    def search(options, network, data, target, detectors, work, progress):
+        assert target == TARGET
         train = data.train
         made.calls.append(("search", len(train), detectors))
         members = np.flatnonzero(train.labels == TARGET)
@@ -86,23 +88,24 @@ def searched(attacked, monkeypatch):
         activations = made.activations([train.ids[i] for i in members])
         explained = ExplainedClass(TARGET, members, np.zeros(0), activations, 0, None, (), 1.0)
         return RunOutcome(
-            config,
+            options,
             data,
-            trained(data),
+            network,
             evaluation(data),
             explained,
             {name: finding},
-            (trained(data).stage,),
+            network.stages,
         )
 
-    monkeypatch.setattr(module, "search", search)
-    monkeypatch.setattr(module, "network", network)
-    monkeypatch.setattr(module, "evaluation_of", lambda evaluated: evaluated.found)
+    monkeypatch.setattr(module, "search_class", search)
+    monkeypatch.setattr(module, "train_model", train)
+    monkeypatch.setattr(module, "job_network", lambda config, *given: train(None, *given))
+    monkeypatch.setattr(module, "judge_network", judge)
     monkeypatch.setattr(module, "prepare", lambda *_: (attacked, settings))
     monkeypatch.setattr(module, "FEWEST", 1)
     monkeypatch.setattr(module, "widened_suspects", lambda suspects, _: suspects)
     monkeypatch.setattr(
-        module, "activations", lambda model, images, title: np.zeros((len(images), 3))
+        module, "activations", lambda model, images, layer, title: np.zeros((len(images), 3))
     )
     monkeypatch.setattr(
         module, "like_suspects", lambda suspects, of_train, others: np.zeros(len(others), bool)
@@ -118,7 +121,7 @@ def searched(attacked, monkeypatch):
 
 def repaired(tmp_path, **options):
     options = {"detector": "heatmap", **options}
-    outcome = repair(RunConfig(target=TARGET), tmp_path, **options)
+    outcome = run_repair(RunConfig(target=TARGET), tmp_path, **options)
     return outcome, json.loads((tmp_path / "repair.json").read_text())
 
 
@@ -150,14 +153,14 @@ def test_validation_images_like_the_suspects_are_taken_out_too(searched, tmp_pat
 
 
 def test_without_suspects_it_ends_where_a_detector_cannot_tell(searched, tmp_path, monkeypatch):
-    search = module.search
+    search = module.search_class
 
     def without(*arguments):
         outcome = search(*arguments)
         outcome.findings["raw_pca"].detection.labels[:] = 0
         return outcome
 
-    monkeypatch.setattr(module, "search", without)
+    monkeypatch.setattr(module, "search_class", without)
     _, found = repaired(tmp_path, detector="raw_pca")
     assert (found["ended"], found["removed"]) == ("class not suspicious", 0)
     assert len(searched.calls) == 1
@@ -220,13 +223,13 @@ def test_ends_where_nothing_is_suspected(searched, tmp_path, monkeypatch):
 
 
 def test_suspects_of_a_class_that_is_not_suspicious_stay(searched, tmp_path, monkeypatch):
-    network = module.network
+    judge = module.judge_network
 
     def calming(*arguments):
         searched.silhouette = 0.1
-        return network(*arguments)
+        return judge(*arguments)
 
-    monkeypatch.setattr(module, "network", calming)
+    monkeypatch.setattr(module, "judge_network", calming)
     _, found = repaired(tmp_path)
     assert (found["removed"], found["ended"]) == (5, "class not suspicious")
     assert found["after"]["training_images"] == 31
@@ -243,9 +246,9 @@ def test_what_is_left_of_a_class_may_be_too_small(searched, tmp_path, monkeypatc
 
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="detector must be one of .* found 'magic'"):
-        repair(RunConfig(), tmp_path, detector="magic")
+        run_repair(RunConfig(), tmp_path, detector="magic")
     with pytest.raises(ValueError, match="rounds must be at least 1, found 0"):
-        repair(RunConfig(), tmp_path, rounds=0)
+        run_repair(RunConfig(), tmp_path, rounds=0)
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxpoison import repair, run, trained_network
+from jaxpoison import run, run_repair, trained_network
 from jaxpoison.models.inference import predict
 
 pytestmark = pytest.mark.mixes_types
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mixes_types
 
 def test_a_repair_goes_through_all_stages_and_is_not_made_twice(config, tmp_path, only):
     first = run(config, tmp_path)
-    outcome = repair(config, tmp_path, detector="activation_pca", rounds=1)
+    outcome = run_repair(config, tmp_path, detector="activation_pca", rounds=1)
     record = json.loads((tmp_path / "repair.json").read_text())
     train = outcome.data.train
     assert record["networks"][0]["training_images"] == len(train) == len(first.data.train)
@@ -30,7 +30,7 @@ def test_a_repair_goes_through_all_stages_and_is_not_made_twice(config, tmp_path
     if len(outcome.rounds) == 1:
         assert outcome.ended == "class not suspicious"
     only()
-    again = repair(config, tmp_path, detector="activation_pca", rounds=1)
+    again = run_repair(config, tmp_path, detector="activation_pca", rounds=1)
     np.testing.assert_array_equal(again.removed, outcome.removed)
     model = trained_network(tmp_path)
     images = outcome.data.test.images

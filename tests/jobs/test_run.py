@@ -104,7 +104,7 @@ def test_results_have_the_documented_form(config, tmp_path):
     # The network of the run, and of what comes later in its directory.
     again = trained_network(tmp_path)
     images = outcome.data.test.images
-    np.testing.assert_array_equal(predict(again, images), predict(outcome.trained.model, images))
+    np.testing.assert_array_equal(predict(again, images), predict(outcome.network.model, images))
     with pytest.raises(FileNotFoundError, match="no job has ended in .*elsewhere"):
         trained_network(tmp_path / "elsewhere")
 
@@ -402,7 +402,7 @@ def test_what_is_called_can_be_left_out_of_the_next_run(config, tmp_path, monkey
     again = run(dataclasses.replace(attacked, exclude=str(table)), tmp_path / "second")
     assert set(again.data.train.ids) == set(first.data.train.ids) - set(named)
     assert again.data.backdoor is not None
-    assert again.trained.stage.key != first.trained.stage.key
+    assert again.network.key != first.network.key
     record = json.loads((tmp_path / "second" / "result.json").read_text())
     assert record["config"]["exclude"] == "suspects-class-5.csv"
     assert read_config(tmp_path / "second" / "config.json").exclude == str(table)

@@ -6,7 +6,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from jaxpoison import Verdict, gw_kmeans, measure_spaces, quantised, run, scan, synthetic
+from jaxpoison import Verdict, gw_kmeans, measure_spaces, quantised, run, run_scan, synthetic
 from jaxpoison.jobs import explaining
 from jaxpoison.jobs.outcome import Carriers
 from jaxpoison.jobs.planning import plan_of_carriers
@@ -28,7 +28,7 @@ def read(path):
 
 def test_all_classes_are_searched_once(config, tmp_path, monkeypatch, only):
     outcome = run(config, tmp_path)
-    scanned = scan(config, tmp_path, detector="heatmap")
+    scanned = run_scan(config, tmp_path, detector="heatmap")
     train = outcome.data.train
     classes, images = read(tmp_path / "classes.csv"), read(tmp_path / "clusters.csv")
     sizes = np.bincount(train.labels)
@@ -57,12 +57,12 @@ def test_all_classes_are_searched_once(config, tmp_path, monkeypatch, only):
     assert record["truth"]["tpr"] == pytest.approx(len(poisoned & called) / len(poisoned))
     only()
     before = (tmp_path / "classes.csv").read_text()
-    scan(config, tmp_path, detector="heatmap")
+    run_scan(config, tmp_path, detector="heatmap")
     assert (tmp_path / "classes.csv").read_text() == before
 
 
 def test_what_carries_a_trigger_elsewhere_is_a_suspect_too(config, tmp_path):
-    outcome = scan(config, tmp_path, detector="activation_pca")
+    outcome = run_scan(config, tmp_path, detector="activation_pca")
     data, first = outcome.data, outcome.classes[0]
     others = np.flatnonzero(data.train.labels != first.label)[:2]
     carried = dataclasses.replace(
@@ -91,7 +91,7 @@ def test_time_left_counts_the_search_for_every_trigger():
 
 
 def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path, monkeypatch):
-    activations = scan(config, tmp_path, detector="activation_pca")
+    activations = run_scan(config, tmp_path, detector="activation_pca")
     by_class = {scanned.label: scanned for scanned in activations.classes}
     silhouettes = {k: scanned.finding.separation.silhouette for k, scanned in by_class.items()}
     # A threshold that two classes reach.
@@ -105,7 +105,7 @@ def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path,
         return once(model, images, labels, **options)
 
     monkeypatch.setattr(explaining, "explain", counted)
-    cascade = scan(config, tmp_path, detector="cascade")
+    cascade = run_scan(config, tmp_path, detector="cascade")
     chosen = {k for k, silhouette in silhouettes.items() if silhouette >= least}
     assert len(chosen) == 2
     assert set(explained) == chosen
@@ -119,15 +119,15 @@ def test_the_cascade_explains_only_what_activations_tell_apart(config, tmp_path,
 
 def test_a_scan_refuses_what_it_does_not_know(config, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="mode must be one of exact, quick; found 'fast'"):
-        scan(config, tmp_path, mode="fast")
+        run_scan(config, tmp_path, mode="fast")
     with pytest.raises(ValueError, match="detector must be one of .*cascade.* found 'raw_pca'"):
-        scan(config, tmp_path, detector="raw_pca")
+        run_scan(config, tmp_path, detector="raw_pca")
     monkeypatch.setattr(module, "FEWEST", 1000)
     with pytest.raises(ValueError, match="no class has 1000 training images or more, found 300"):
-        scan(config, tmp_path)
+        run_scan(config, tmp_path)
 
 
 def test_a_class_that_cannot_be_told_is_not_ranked(config, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxpoison.jobs.outcome.judged", lambda *_: Verdict(None))
     with pytest.raises(ValueError, match="activation_pca cannot tell whether a class"):
-        scan(config, tmp_path, detector="activation_pca")
+        run_scan(config, tmp_path, detector="activation_pca")

@@ -5,7 +5,16 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from jaxpoison import CompactInception, layer_outputs, load_model, predict, save_model
+from jaxpoison import (
+    CompactInception,
+    ResNet18,
+    layer_inputs,
+    layer_outputs,
+    load_model,
+    predict,
+    save_model,
+)
+from jaxpoison.lrp.graph import last_dense_layer
 from jaxpoison.models import convolution
 from jaxpoison.models.convolution import conv_general_dilated
 from jaxpoison.models.inference import parameter_count
@@ -278,12 +287,40 @@ def test_predict_does_not_depend_on_batches_nor_change_the_model(small, noise):
     assert not small.dropout1.deterministic
 
 
-def test_feature_layer_is_what_the_last_layer_gets(small, noise):
-    features = layer_outputs(small, noise.images, small.feature_layer, batch_size=16)
+def test_features_are_what_the_last_dense_layer_gets(small, noise):
+    assert last_dense_layer(small, noise.images) == "dense3"
+    features = layer_inputs(small, noise.images, "dense3", batch_size=16)
     assert features.shape == (40, 128)
+    np.testing.assert_array_equal(
+        features, layer_outputs(small, noise.images, "dense2", batch_size=16)
+    )
     small.eval()
     last = small.dense3
     np.testing.assert_allclose(last(features), predict(small, noise.images), rtol=1e-4, atol=1e-5)
+
+
+class Attending(nnx.Module):
+    """Declares its layers in another order than it calls them, and attends in between."""
+
+    def __init__(self, rngs, head=True):
+        self.head = nnx.Linear(8, 4, rngs=rngs) if head else None
+        self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=False, rngs=rngs)
+        self.patches = nnx.Conv(3, 8, (8, 8), strides=8, rngs=rngs)
+
+    def __call__(self, x):
+        tokens = self.patches(x).reshape(len(x), -1, 8)
+        if self.head is None:
+            return tokens.mean(1)
+        return self.head((tokens + self.attention(tokens)).mean(1))
+
+
+def test_the_last_dense_layer_is_the_last_that_is_called(noise):
+    assert last_dense_layer(Attending(nnx.Rngs(0)), noise.images) == "head"
+    assert last_dense_layer(ResNet18(4, rngs=nnx.Rngs(0)), noise.images) == "dense"
+    convolutional = Attending(nnx.Rngs(0), head=False)
+    convolutional.attention = None
+    with pytest.raises(ValueError, match="Attending calls no dense layer, .*: name a layer whose"):
+        last_dense_layer(convolutional, noise.images)
 
 
 def test_unknown_layer_lists_those_there_are(small, noise):

@@ -18,7 +18,7 @@ from jaxpoison import (
     NamedDetector,
     Sees,
     run,
-    scan,
+    run_scan,
     synthetic,
 )
 from jaxpoison.jobs import prepare
@@ -83,7 +83,7 @@ def test_a_report_says_what_the_attack_was(config, tmp_path):
 
 def test_a_scan_makes_a_page(config, tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("jaxpoison.evidence.separation"), "_SAMPLE", 16)
-    outcome = scan(config, tmp_path, detector="activation_pca")
+    outcome = run_scan(config, tmp_path, detector="activation_pca")
     write_scan_report(tmp_path / "page.html", outcome)
     text = page(tmp_path)
     assert set(re.findall(r'href="(http[^"]*)/AML', text)) == {"https://atlas.mitre.org/techniques"}
@@ -95,7 +95,7 @@ def test_a_scan_makes_a_page(config, tmp_path, monkeypatch):
 
 
 def test_every_class_that_is_called_has_a_page(config, tmp_path):
-    outcome = scan(config, tmp_path, detector="transplant")
+    outcome = run_scan(config, tmp_path, detector="transplant")
     first = dataclasses.replace(outcome.classes[0], finding=called(outcome.classes[0]))
     attacked = dataclasses.replace(outcome, classes=(first, *outcome.classes[1:]))
     write_scan_report(tmp_path / "scan.html", attacked)
@@ -151,7 +151,7 @@ def test_any_name_is_shown_everywhere(config, tmp_path, monkeypatch):
     write_report(work / "report.html", ran)
     print_run(ran, work, 1.0)
     for detector in ("activation_pca", "transplant"):
-        scanned = scan(config, work, detector=detector, progress=True)
+        scanned = run_scan(config, work, detector=detector, progress=True)
         # All classes are called, so that all are shown.
         everywhere = [dataclasses.replace(each, finding=called(each)) for each in scanned.classes]
         shown_all = dataclasses.replace(scanned, classes=tuple(everywhere))
@@ -223,7 +223,7 @@ def test_one_more_detector_is_a_file_and_an_entry(config, tmp_path, monkeypatch,
     write_report(tmp_path / "page.html", outcome)
     assert "<td>own</td>" in page(tmp_path)
     print_run(outcome, tmp_path, 1.0)
-    scanned = scan(config, tmp_path, detector="own")
+    scanned = run_scan(config, tmp_path, detector="own")
     assert {found.finding.detector for found in scanned.classes} == {"own"}
     write_scan_report(tmp_path / "page.html", scanned)
     assert "0.5 (own)" in page(tmp_path)

@@ -21,8 +21,6 @@ pytestmark = pytest.mark.mixes_types
 
 
 class Small(nnx.Module):
-    feature_layer = "hidden"
-
     def __init__(self, seed=0):
         rngs = nnx.Rngs(seed)
         self.conv = nnx.Conv(3, 4, (3, 3), strides=2, use_bias=False, rngs=rngs)
