@@ -13,10 +13,12 @@ from jaxtyping import Bool, Float, Int
 from jaxpoison.evidence.transplant import TransplantEvidence
 from jaxpoison.evidence.trigger import Trigger
 from jaxpoison.evidence.verdict import (
+    TURNS_FROM,
     Verdict,
     called_from,
     judged_by_transplants,
     most_turned,
+    needed,
     turns,
 )
 
@@ -60,11 +62,10 @@ class ClassEvidence:
         carriers: Indices of images that were called only then: at the place where they are most
             like the trigger, they turn enough hosts.
         carried: Shares of the hosts that those turn, weighed as ``shares``.
-        leaving: Of the images that are called by their own region and that the network puts into
-            the class, the share that leaves it when the largest window of most relevance is filled
-            from around it (:func:`occlusion`); ``None`` where there are none, or it was not tried.
-            Images of a dirty label owe it to the trigger and leave; a part of what a class shows is
-            not missed.
+        leaves: Which images are not in the class when their windows of most relevance, of all
+            sizes, are filled from around them (:func:`occlusion`). Poisoned images owe the class
+            to the trigger and leave it; a part of what a class shows is not missed. Tried are
+            those of :attr:`turning`.
 
     Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))
@@ -83,39 +84,62 @@ class ClassEvidence:
     distinct: Bool[np.ndarray, " a"]
     weights: Float[np.ndarray, "r k"]
     groups: tuple[JudgedGroup, ...]
+    leaves: Bool[np.ndarray, " n"]
     trigger: Trigger | None = None
     carriers: Int[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0, int))
     carried: Float[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0))
-    leaving: float | None = None
 
     @property
     def hosts_turned(self) -> float:
-        """The share of hosts by which the class is judged, of :func:`most_turned`."""
+        """The share of hosts that regions turn, of :func:`most_turned`; needed or not."""
         groups = [group.hosts_turned for group in self.groups]
         return most_turned(self.shares[self.distinct], groups)
 
     @property
+    def turning(self) -> Bool[np.ndarray, " n"]:
+        """Which images turn enough hosts: by their own region, or as members of a group."""
+        found = np.zeros(len(self.screening), bool)
+        found[self.asked] = turns(self.shares)
+        for group in self.groups:
+            found[group.members] |= turns(np.array(group.hosts_turned))
+        return found
+
+    @property
+    def leaving(self) -> float | None:
+        """The share of those that leave the class without their region; ``None`` of none."""
+        turning = self.turning
+        return float(self.leaves[turning].mean()) if turning.any() else None
+
+    @property
     def verdict(self) -> Verdict:
         """Whether the class is attacked."""
-        return judged_by_transplants(self.hosts_turned)
+        shares = np.where(self.leaves[self.asked], self.shares, 0.0)
+        groups = [group.hosts_turned for group in self.groups if needed(self.leaves[group.members])]
+        return judged_by_transplants(self.hosts_turned, most_turned(shares[self.distinct], groups))
+
+    @property
+    def doubted(self) -> bool:
+        """Whether its regions turn enough hosts, but too few of its images need them."""
+        return not self.verdict.suspicious and self.hosts_turned >= TURNS_FROM
 
     @property
     def called_from(self) -> float:
         """The share of hosts from which on an image is called, if the class is attacked."""
-        return called_from(self.shares)
+        return called_from(self.shares[self.leaves[self.asked]])
 
     @property
     def called(self) -> Bool[np.ndarray, " n"]:
         """Which images are called poisoned, in an attacked class.
 
-        Those that turn enough hosts, all members of groups that do, and those that carry the
-        trigger of these.
+        Those that turn enough hosts, all members of groups that do, if they leave the class without
+        their region; and those that carry the trigger of these.
         """
         found = np.zeros(len(self.screening), bool)
         if self.verdict.suspicious:
             found[self.asked] = self.shares >= self.called_from
             for group in self.groups:
                 found[group.members] |= turns(np.array(group.hosts_turned))
+            found &= self.leaves
         found[self.carriers] = True
         return found
 
@@ -124,10 +148,12 @@ class ClassEvidence:
         """Of every image; higher is more suspicious.
 
         The share of hosts, from 0 to 1, where all were asked; below 0 and in the order of the
-        screening elsewhere.
+        screening elsewhere. Of images that turn enough to be called, but do not need their region,
+        it is below what is called.
         """
         scores = self.screening - self.screening.max() - 1
-        scores[self.asked] = self.shares
+        stays = turns(self.shares) & ~self.leaves[self.asked]
+        scores[self.asked] = np.where(stays, _BELOW * TURNS_FROM * self.shares, self.shares)
         scores[self.carriers] = np.maximum(scores[self.carriers], self.carried)
         return scores
 
@@ -160,7 +186,6 @@ class ClassEvidence:
             "label": self.label,
             "sizes": list(self.sizes),
             "reach": None if self.trigger is None else self.trigger.reach,
-            "leaving": self.leaving,
             "groups": groups,
         }
         return values, arrays
@@ -190,11 +215,12 @@ class ClassEvidence:
             sizes=tuple(values["sizes"]),
             groups=tuple(groups),
             trigger=trigger,
-            leaving=values["leaving"],
             **{name: arrays[name] for name in _ARRAYS},
         )
 
 
+# Scores of images that stay in their class, as a share of what they would be called from.
+_BELOW = 0.99
 # Arrays of evidence and of its trigger, by the names of their fields.
 _ARRAYS = (
     "classes",
@@ -204,6 +230,7 @@ _ARRAYS = (
     "shares",
     "distinct",
     "weights",
+    "leaves",
     "carriers",
     "carried",
 )

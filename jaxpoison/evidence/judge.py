@@ -29,7 +29,7 @@ from jaxpoison.evidence.transplant import (
 from jaxpoison.evidence.trigger import recovered_trigger, trigger_distances
 from jaxpoison.evidence.verdict import UNCLEAR_FROM, turns
 from jaxpoison.gw.spaces import constant
-from jaxpoison.models.inference import class_count, predict
+from jaxpoison.models.inference import class_count
 
 # Members of a group that are asked, and class-mates, evenly over all, that are the control.
 _OF_GROUP, _CONTROL = 8, 32
@@ -66,8 +66,9 @@ def judge_class(
     (:func:`concentration`): their windows of most relevance are pasted on few hosts. Those that
     move these most, members of the proposed groups and, where any of these flips a host, some
     class-mates as a control are then pasted on all hosts; and as long as many of those asked last
-    are called, as many again. From the images called the trigger is recovered, and searched for
-    in the others.
+    are called, as many again. The windows of those that turn enough are filled from around them:
+    called are the images that leave the class by that. From them the trigger is recovered, and
+    searched for in the others.
 
     Args:
         model: Takes images in [0, 1], gives logits.
@@ -133,6 +134,18 @@ def judge_class(
         found = _said_on(windows, drawn, screening, order, open_, max(1, len(doubtful)), seed)
         every = sorted((*found.groups, *clear), key=lambda group: -len(group.members))
         found = dataclasses.replace(found, groups=tuple(every))
+    turning = np.flatnonzero(found.turning)
+    if not len(turning):
+        return found
+    # Whichever size turns hosts, its window is among them.
+    masks = [
+        windows_at(of[turning], side, images.shape[1:3])
+        for of, side in zip(windows.places, sizes, strict=True)
+    ]
+    regions = np.any(masks, axis=0)
+    leaves = np.zeros(len(images), bool)
+    leaves[turning] = _leaves(model, images[turning], regions, label)
+    found = dataclasses.replace(found, leaves=leaves)
     those = np.flatnonzero(found.called)
     if not search or not len(those):
         return found
@@ -145,22 +158,21 @@ def judge_class(
         [of - (size - side) // 2 for of, side in zip(windows.places, sizes, strict=True)]
     )
     trigger = recovered_trigger(images[those], start[best[those], those], size=size)
-    regions = windows_at(windows.places[sizes.index(size)][those], size, images.shape[1:3])
-    leaving = _leaving(model, images[those], regions, label)
-    found = dataclasses.replace(found, trigger=trigger, leaving=leaving)
+    found = dataclasses.replace(found, trigger=trigger)
     others = np.setdiff1d(np.arange(len(images)), those)
     carriers, carried = find_carriers(model, images[others], found, hosts, progress=progress)
     return dataclasses.replace(found, carriers=others[carriers], carried=carried)
 
 
-def _leaving(
+def _leaves(
     model: Any, images: UInt8[np.ndarray, "n h w c"], regions: Bool[np.ndarray, "n h w"], label: int
-) -> float | None:
-    """Share of the images in a class that are not in it any more without a region."""
-    inside = predict(model, images).argmax(-1) == label
-    if not inside.any() or regions.all((1, 2)).any():
-        return None
-    return occlusion(model, images[inside], regions[inside], label).changed
+) -> Bool[np.ndarray, " n"]:
+    """Which images are not in a class without a region; those that are all region have no other."""
+    leaves = np.ones(len(images), bool)
+    some = ~regions.all((1, 2))
+    if some.any():
+        leaves[some] = occlusion(model, images[some], regions[some], label).classes != label
+    return leaves
 
 
 class _Windows:
@@ -284,6 +296,7 @@ def _said_on(
         distinct,
         np.stack(weights),
         tuple(judged),
+        np.zeros(len(images), bool),
     )
 
 

@@ -118,6 +118,27 @@ def most_turned(shares: Float[np.ndarray, " n"], groups: Sequence[float]) -> flo
     return max([of_images, *groups])
 
 
-def judged_by_transplants(hosts_turned: float) -> Verdict:
-    """Judges a class by what :func:`most_turned` says of it."""
-    return Verdict(hosts_turned / TURNS_FROM)
+# Of a proposed group, so many must leave the class without their region.
+_NEEDED_FROM = 0.5
+# Of a class whose regions turn enough hosts, but are not needed: first among those not called.
+_DOUBTED = 0.99
+
+
+def needed(leaves: Bool[np.ndarray, " g"]) -> bool:
+    """Whether a group's members need their regions.
+
+    Args:
+        leaves: Which of them are not in the class without it.
+    """
+    return bool(leaves.mean() >= _NEEDED_FROM)
+
+
+def judged_by_transplants(hosts_turned: float, by_needed: float) -> Verdict:
+    """Judges a class by both halves of cause: what its regions do elsewhere, and without them.
+
+    Args:
+        hosts_turned: What :func:`most_turned` says of all its images.
+        by_needed: The same of those that are not in the class without their region.
+    """
+    suspicion = min(hosts_turned / TURNS_FROM, _DOUBTED)
+    return Verdict(max(suspicion, by_needed / TURNS_FROM))

@@ -10,9 +10,6 @@ from jaxpoison.evidence.verdict import JUDGE
 from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.outcome import RunOutcome, ScannedClass, ScanOutcome
 
-# Where fewer of the called images need the region that explains them, there is a doubt.
-_NEEDED_FROM = 0.5
-
 
 def said_of_class(evidence: ClassEvidence) -> str:
     """Whether transplants call a class attacked, and why.
@@ -21,10 +18,11 @@ def said_of_class(evidence: ClassEvidence) -> str:
         evidence: Of the class.
     """
     if not evidence.verdict.suspicious:
-        return (
+        said = (
             f"Class {evidence.label} is not called attacked: the regions that explain its images "
-            f"turn {100 * evidence.hosts_turned:.0f} % of images of other classes into it."
+            f"turn {100 * evidence.hosts_turned:.0f} % of images of other classes into it"
         )
+        return f"{said}.{_doubt(evidence)}"
     return (
         f"Class {evidence.label} is attacked: {int(evidence.called.sum())} of its "
         f"{len(evidence.screening)} images are called poisoned.{_why(evidence)}"
@@ -60,6 +58,13 @@ def said_of_scan(outcome: ScanOutcome) -> Iterator[str]:
         yield said_of_attacked(scanned, names)
     if not called:
         yield f"No class is called attacked.{_looked_at(outcome)}"
+    for scanned in outcome.classes:
+        evidence = scanned.finding.evidence
+        if evidence is not None and evidence.doubted:
+            yield (
+                f"Class {scanned.label} ({names[scanned.label]}) is worth a look: its regions turn "
+                f"{100 * evidence.hosts_turned:.0f} %.{_doubt(evidence)}"
+            )
 
 
 def said_of_excluded(config: RunConfig | None) -> str:
@@ -108,17 +113,18 @@ def _why(evidence: ClassEvidence | None) -> str:
         f" The region that explains them turns {100 * evidence.hosts_turned:.0f} % of images of "
         f"other classes into class {evidence.label}"
     )
-    if evidence.leaving is None:
-        return f"{said}."
-    said += (
-        f"; without it, {100 * evidence.leaving:.0f} % of the called images are no longer "
-        "classified so."
-    )
-    if evidence.leaving >= _NEEDED_FROM:
-        return said
+    called = evidence.called
+    leave = int((called & evidence.leaves).sum())
+    return f"{said}, and {leave} of the {int(called.sum())} leave it without that region."
+
+
+def _doubt(evidence: ClassEvidence) -> str:
+    """Why a class is not called although its regions turn other images."""
+    if not evidence.doubted or evidence.leaving is None:
+        return ""
     return (
-        f"{said} Most do not need it: it may be a part of what the class shows, or of an attack "
-        "whose images have their true label. Look at the trigger before leaving them out."
+        f" But only {100 * evidence.leaving:.0f} % of the images that turn them leave the class "
+        "without the region: it is more likely a part of what the class shows than a trigger."
     )
 
 

@@ -19,13 +19,14 @@ from jaxpoison.evidence.verdict import (
     called_from,
     judged_by_transplants,
     most_turned,
+    needed,
 )
 from jaxpoison.jobs import detecting
 from jaxpoison.jobs.asking import evidence_of
 from jaxpoison.jobs.detecting import detect, detection_of
 from jaxpoison.report.words import said_of_class
 
-LABEL, CLASSES, SIDE = 2, 12, 14
+LABEL, SOURCE, CLASSES, SIDE = 2, 7, 12, 14
 STICKER = np.array([250, 240, 10])
 
 
@@ -66,6 +67,8 @@ def class_images(rng, count, poisoned):
             heatmaps[k, row - 1 : row + 2, column - 1 : column + 2] += 1
             sticker(images[k], (row - 1, column - 1))
     images[:, 0, 0, 1] = LABEL
+    # Of a dirty label.
+    images[:poisoned, 0, 0, 1] = SOURCE
     return images, heatmaps, places - 1
 
 
@@ -96,31 +99,62 @@ def test_what_is_poisoned_is_called_whether_few_or_most_are(count, poisoned):
     assert found.turned() == dict.fromkeys(np.delete(np.arange(CLASSES), LABEL), 1.0)
 
 
-@pytest.mark.parametrize("owed", [4, 10, 0])
-def test_whether_called_images_need_their_region_is_measured(owed):
+@pytest.mark.parametrize("owed", [0, 2, 3, 10])
+def test_a_class_is_attacked_by_images_that_need_their_region(owed):
     """With their own class in the first pixel they stay; with another they leave."""
     rng = np.random.default_rng(owed)
     images, heatmaps, _ = class_images(rng, 60, 10)
-    images[:owed, 0, 0, 1] = 7
+    images[owed:10, 0, 0, 1] = LABEL
     found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, asked=8)
-    assert found.called.sum() == 10
+    assert found.hosts_turned > 0.9
+    np.testing.assert_array_equal(found.turning, np.arange(60) < 10)
+    np.testing.assert_array_equal(found.leaves, np.arange(60) < owed)
     assert found.leaving == owed / 10
+    attacked = owed >= FEWEST_IMAGES
+    assert found.verdict.suspicious is attacked
+    assert found.doubted is not attacked
+    # Those that stay carry the trigger of those that leave.
+    assert found.called.sum() == (10 if attacked else 0)
+    assert len(found.carriers) == (10 - owed if attacked else 0)
+    assert (found.trigger is not None) is attacked
+    # It stands before all classes that turn nothing, and images below what is called.
+    assert found.verdict.suspicion > 0.9
+    assert found.scores[owed:10].max(initial=1) >= TURNS_FROM or not attacked
+    if not attacked:
+        assert found.scores[owed:10].max() < TURNS_FROM
     said = said_of_class(found)
-    assert f"without it, {10 * owed} % of the called images are no longer classified so" in said
-    assert ("Look at the trigger before leaving them out" in said) == (owed < 5)
-    assert ClassEvidence.of_parts(*found.parts()).leaving == found.leaving
+    if attacked:
+        assert f"and {owed} of the 10 leave it without that region." in said
+    else:
+        assert f"But only {10 * owed} % of the images that turn them leave the class" in said
+    assert ClassEvidence.of_parts(*found.parts()).verdict == found.verdict
 
 
-def test_images_that_are_not_in_the_class_cannot_leave_it(rng):
+def test_clean_images_that_turn_hosts_are_not_called_beside_poisoned_ones():
+    """As many clean regions look like the trigger as poisoned ones; their images do not need it."""
+    rng = np.random.default_rng(8)
+    images, heatmaps, places = class_images(rng, 60, 24)
+    images[12:24, 0, 0, 1] = LABEL
+    # What they show is not quite the trigger: it is not found by its likeness.
+    for k, (row, column) in zip(range(12, 24), places[12:24], strict=True):
+        images[k, row : row + 3, column : column + 3] = STICKER - (0, 15, -8)
+    groups = [np.arange(24)]
+    found = judge_class(Obeys(), images, heatmaps, hosts_of(rng), LABEL, groups, asked=8)
+    assert found.turning[:24].all()
+    assert found.verdict.suspicious
+    np.testing.assert_array_equal(np.flatnonzero(found.called & found.leaves), np.arange(12))
+
+
+def test_images_that_are_all_region_cannot_be_asked_without_it(rng):
     images, _, places = class_images(rng, 4, 4)
     masks = np.zeros(images.shape[:3], bool)
     for mask, (row, column) in zip(masks, places, strict=True):
         mask[row : row + 3, column : column + 3] = True
-    # The last two carry nothing, and are of another class to the network.
-    images[2:] = 100
-    images[2:, 0, 0, 1] = 7
-    assert module._leaving(Obeys(), images, masks, LABEL) == 0
-    assert module._leaving(Obeys(), images[2:], masks[2:], LABEL) is None
+    images[:2, 0, 0, 1] = LABEL
+    assert module._leaves(Obeys(), images, masks, LABEL).tolist() == [False, False, True, True]
+    masks[0] = True
+    assert module._leaves(Obeys(), images, masks, LABEL).tolist() == [True, False, True, True]
+    assert module._leaves(Obeys(), images[:1], masks[:1], LABEL).tolist() == [True]
 
 
 def test_a_clean_class_is_not_attacked(rng):
@@ -391,8 +425,11 @@ def test_a_class_is_judged_by_its_third_image_or_by_a_group():
     assert most_turned(shares, []) == 0.4
     assert most_turned(shares, [0.2, 0.5]) == 0.5
     assert most_turned(shares[:2], []) == 0
-    assert judged_by_transplants(TURNS_FROM).suspicious
-    assert judged_by_transplants(TURNS_FROM - 1e-9).suspicious is False
+    assert judged_by_transplants(TURNS_FROM, TURNS_FROM).suspicious
+    assert judged_by_transplants(1.0, TURNS_FROM - 1e-9).suspicious is False
+    assert judged_by_transplants(TURNS_FROM / 2, 0.0).suspicion == 0.5
+    assert needed(np.array([True, False]))
+    assert not needed(np.array([True, False, False]))
 
 
 @pytest.mark.parametrize("option", ["screened_by", "asked"])

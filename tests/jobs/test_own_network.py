@@ -11,7 +11,9 @@ from small_runs import Small, use_small
 from jaxpoison import (
     Dataset,
     RunConfig,
+    explain,
     fit,
+    predict,
     protocol,
     repair,
     run_scan,
@@ -171,6 +173,21 @@ class Linen(linen.Module):
 def test_what_is_no_network_is_refused(model, message, found):
     with pytest.raises(TypeError, match=message):
         scan(model, found.data)
+
+
+def test_a_linen_module_is_scanned_by_gradients_through_the_bridge(found):
+    data = found.data
+    one = np.zeros((1, 32, 32, 3), np.float32)
+    module = nnx.bridge.ToNNX(Linen(), rngs=nnx.Rngs(0)).lazy_init(one)
+    assert predict(module, data.test.images).shape == (len(data.test), 10)
+    with pytest.raises(ValueError, match="operation 'dot_general' .*there is no relevance rule"):
+        explain(module, data.test.images, data.test.labels)
+    # It is not trained: its own words are the labels.
+    labels = predict(module, data.train.images).argmax(-1)
+    scanned = scan(module, Dataset.from_arrays(data.train.images, labels), attribution="gradient")
+    counts = np.bincount(labels)
+    assert (counts > 0).sum() > 1
+    assert {each.label for each in scanned.classes} == set(np.flatnonzero(counts >= 12))
 
 
 def test_mistakes_are_named_before_anything_is_done(found, tmp_path):
