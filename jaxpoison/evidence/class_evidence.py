@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from jaxpoison.evidence.transplant import TransplantEvidence
 from jaxpoison.evidence.trigger import Trigger
 from jaxpoison.evidence.verdict import (
+    MOST_LEAVE,
     TURNS_FROM,
     Verdict,
     called_from,
@@ -111,6 +112,13 @@ class ClassEvidence:
         return float(self.leaves[turning].mean()) if turning.any() else None
 
     @property
+    def _trusted(self) -> Bool[np.ndarray, " n"]:
+        """Images of which what they turn says that they are poisoned."""
+        if self.leaving is not None and self.leaving >= MOST_LEAVE:
+            return np.ones(len(self.leaves), bool)
+        return self.leaves
+
+    @property
     def verdict(self) -> Verdict:
         """Whether the class is attacked."""
         shares = np.where(self.leaves[self.asked], self.shares, 0.0)
@@ -125,21 +133,22 @@ class ClassEvidence:
     @property
     def called_from(self) -> float:
         """The share of hosts from which on an image is called, if the class is attacked."""
-        return called_from(self.shares[self.leaves[self.asked]])
+        return called_from(self.shares[self._trusted[self.asked]])
 
     @property
     def called(self) -> Bool[np.ndarray, " n"]:
         """Which images are called poisoned, in an attacked class.
 
-        Those that turn enough hosts, all members of groups that do, if they leave the class without
-        their region; and those that carry the trigger of these.
+        Those that turn enough hosts, and all members of groups that do: each of them if most leave
+        the class without their region, else those that leave it. And those that carry the trigger
+        of these.
         """
         found = np.zeros(len(self.screening), bool)
         if self.verdict.suspicious:
             found[self.asked] = self.shares >= self.called_from
             for group in self.groups:
                 found[group.members] |= turns(np.array(group.hosts_turned))
-            found &= self.leaves
+            found &= self._trusted
         found[self.carriers] = True
         return found
 
@@ -152,7 +161,7 @@ class ClassEvidence:
         it is below what is called.
         """
         scores = self.screening - self.screening.max() - 1
-        stays = turns(self.shares) & ~self.leaves[self.asked]
+        stays = turns(self.shares) & ~self._trusted[self.asked]
         scores[self.asked] = np.where(stays, _BELOW * TURNS_FROM * self.shares, self.shares)
         scores[self.carriers] = np.maximum(scores[self.carriers], self.carried)
         return scores

@@ -120,6 +120,9 @@ def most_turned(shares: Float[np.ndarray, " n"], groups: Sequence[float]) -> flo
 
 # Of a proposed group, so many must leave the class without their region.
 _NEEDED_FROM = 0.5
+# Where so many of the images that turn enough hosts leave, all of them carry a trigger: without it
+# an image may still look like the class, as one of a true label does.
+MOST_LEAVE = 0.75
 # Of a class whose regions turn enough hosts, but are not needed: first among those not called.
 _DOUBTED = 0.99
 

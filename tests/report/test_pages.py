@@ -180,7 +180,10 @@ def called(scanned):
         flips = evidence.flips.copy()
         flips[:, :3] = True
         distinct = np.ones(len(shares), bool)
-        evidence = dataclasses.replace(evidence, shares=shares, flips=flips, distinct=distinct)
+        leaves = np.isin(np.arange(len(labels)), evidence.asked[:3])
+        evidence = dataclasses.replace(
+            evidence, shares=shares, flips=flips, distinct=distinct, leaves=leaves
+        )
     return dataclasses.replace(
         found,
         detection=dataclasses.replace(found.detection, labels=labels),
