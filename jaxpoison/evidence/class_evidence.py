@@ -63,10 +63,10 @@ class ClassEvidence:
         carriers: Indices of images that were called only then: at the place where they are most
             like the trigger, they turn enough hosts.
         carried: Shares of the hosts that those turn, weighed as ``shares``.
-        leaves: Which images are not in the class when their windows of most relevance, of all
-            sizes, are filled from around them (:func:`occlusion`). Poisoned images owe the class
-            to the trigger and leave it; a part of what a class shows is not missed. Tried are
-            those of :attr:`turning`.
+        leaves: Which images the network puts into the class, but not when their windows of most
+            relevance, of all sizes, are filled from around them (:func:`occlusion`). Poisoned
+            images owe the class to the trigger and leave it; a part of what a class shows is not
+            missed. Tried are those of :attr:`turning`.
 
     Examples:
         >>> hosts = jp.hosts_for(5, train.images, train.labels, jp.predict(model, train.images))

@@ -29,7 +29,7 @@ from jaxpoison.evidence.transplant import (
 from jaxpoison.evidence.trigger import recovered_trigger, trigger_distances
 from jaxpoison.evidence.verdict import UNCLEAR_FROM, turns
 from jaxpoison.gw.spaces import constant
-from jaxpoison.models.inference import class_count
+from jaxpoison.models.inference import class_count, predict
 
 # Members of a group that are asked, and class-mates, evenly over all, that are the control.
 _OF_GROUP, _CONTROL = 8, 32
@@ -167,9 +167,13 @@ def judge_class(
 def _leaves(
     model: Any, images: UInt8[np.ndarray, "n h w c"], regions: Bool[np.ndarray, "n h w"], label: int
 ) -> Bool[np.ndarray, " n"]:
-    """Which images are not in a class without a region; those that are all region have no other."""
-    leaves = np.ones(len(images), bool)
-    some = ~regions.all((1, 2))
+    """Which images are in a class, and not without a region.
+
+    Those that are all region are nothing without it. Images that the network puts elsewhere anyway
+    say nothing of the region.
+    """
+    leaves = predict(model, images).argmax(-1) == label
+    some = leaves & ~regions.all((1, 2))
     if some.any():
         leaves[some] = occlusion(model, images[some], regions[some], label).classes != label
     return leaves

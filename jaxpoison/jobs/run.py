@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from jaxpoison._files import write_json, write_text
+from jaxpoison._files import write_json
 from jaxpoison.jobs.config import RunConfig
 from jaxpoison.jobs.detecting import FEWEST
 from jaxpoison.jobs.outcome import RunOutcome
 from jaxpoison.jobs.planning import plan_of_search
 from jaxpoison.jobs.prepare import job_network, prepare
-from jaxpoison.jobs.records import images_table, run_record, suspects_of_run
-from jaxpoison.jobs.search import members_of, search_class
+from jaxpoison.jobs.search import members_of, search_class, write_records
 from jaxpoison.jobs.stages import working
 
 
@@ -49,8 +48,6 @@ def run(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Ru
         )
         outcome = dataclasses.replace(outcome, config=config)
         write_json(workdir / "config.json", config.record())
-        write_json(workdir / "result.json", run_record(outcome))
-        write_text(workdir / "images.csv", images_table(outcome))
-        write_text(workdir / f"suspects-class-{config.target}.csv", suspects_of_run(outcome))
+        write_records(workdir, outcome)
         work.finish(network.trained_as)
     return outcome

@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from jaxpoison._checks import check_choice, check_class
 from jaxpoison._code import described
+from jaxpoison._files import write_json, write_text
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Detector, Sees
 from jaxpoison.jobs.artefact import Artefact
@@ -25,6 +26,7 @@ from jaxpoison.jobs.explaining import ExplainedClass, explain_images, explained_
 from jaxpoison.jobs.named import DETECTORS, default_detectors
 from jaxpoison.jobs.outcome import Finding, Network, RunOutcome
 from jaxpoison.jobs.planning import plan_of_search
+from jaxpoison.jobs.records import images_table, run_record, suspects_of_run
 from jaxpoison.jobs.stages import WorkDirectory, working
 from jaxpoison.lrp.attributions import ATTRIBUTIONS
 from jaxpoison.models.inference import kinds_of
@@ -69,8 +71,8 @@ def search(
         layer: Path of the layer whose outputs are the activations that detectors see; by default
             what the last dense layer gets.
         seed: Of everything random.
-        workdir: Where stages are kept, so that a search that was interrupted goes on; nowhere by
-            default.
+        workdir: Where stages are kept, so that a search that was interrupted goes on, and where
+            the files of :func:`run` are left; nowhere by default.
         progress: Show progress bars.
 
     Returns:
@@ -95,8 +97,18 @@ def search(
         network = brought(model, splits.train)
         work.plan = plan_of_search(target, splits, None, names)
         outcome = search_class(options, network, splits, target, names, work, progress)
+        if workdir is not None:
+            write_records(Path(workdir), outcome)
         work.finish(None)
     return outcome
+
+
+def write_records(workdir: Path, outcome: RunOutcome) -> None:
+    """Leaves ``result.json``, ``images.csv`` and ``suspects-class-K.csv``."""
+    label = outcome.explained.label
+    write_json(workdir / "result.json", run_record(outcome))
+    write_text(workdir / "images.csv", images_table(outcome))
+    write_text(workdir / f"suspects-class-{label}.csv", suspects_of_run(outcome))
 
 
 def judge_network(

@@ -145,16 +145,23 @@ def test_clean_images_that_turn_hosts_are_not_called_beside_poisoned_ones():
     np.testing.assert_array_equal(np.flatnonzero(found.called & found.leaves), np.arange(12))
 
 
-def test_images_that_are_all_region_cannot_be_asked_without_it(rng):
-    images, _, places = class_images(rng, 4, 4)
+def test_which_images_leave_a_class_without_a_region(rng):
+    images, _, places = class_images(rng, 5, 5)
     masks = np.zeros(images.shape[:3], bool)
     for mask, (row, column) in zip(masks, places, strict=True):
         mask[row : row + 3, column : column + 3] = True
     images[:2, 0, 0, 1] = LABEL
-    assert module._leaves(Obeys(), images, masks, LABEL).tolist() == [False, False, True, True]
+    # The last carries nothing, and is of another class with or without its region.
+    images[4] = 100
+    images[4, 0, 0, 1] = SOURCE
+    leaves = module._leaves(Obeys(), images, masks, LABEL)
+    assert leaves.tolist() == [False, False, True, True, False]
+    # One that is all region cannot be asked without it.
     masks[0] = True
-    assert module._leaves(Obeys(), images, masks, LABEL).tolist() == [True, False, True, True]
+    leaves = module._leaves(Obeys(), images, masks, LABEL)
+    assert leaves.tolist() == [True, False, True, True, False]
     assert module._leaves(Obeys(), images[:1], masks[:1], LABEL).tolist() == [True]
+    assert module._leaves(Obeys(), images[4:], masks[4:], LABEL).tolist() == [False]
 
 
 def test_a_clean_class_is_not_attacked(rng):

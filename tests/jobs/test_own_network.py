@@ -102,6 +102,11 @@ def test_a_model_is_left_as_it_is(found):
 def test_what_is_finished_is_not_done_again(found, tmp_path, monkeypatch):
     model, data = found.network.model, found.data
     search(model, data, 5, detectors=NAMES, workdir=tmp_path)
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["config"], record["training"]) == (None, None)
+    assert list(record["detectors"]) == list(NAMES)
+    assert (tmp_path / "images.csv").exists()
+    assert (tmp_path / "suspects-class-5.csv").exists()
     made = []
     monkeypatch.setattr(stages, "write_arrays", lambda path, arrays: made.append(path))
     search(model, data, 5, detectors=NAMES, workdir=tmp_path)
