@@ -103,6 +103,7 @@ def values():
         "seed": ("9", []),
         "attribution": ("gradient", []),
         "layer": ("dense2", []),
+        "weights": ("checkpoint", ["--attack", "none"]),
         "detectors": ("heatmap,raw_pca", []),
     }
 

@@ -93,6 +93,6 @@ def test_networks_are_scanned_and_recorded_once(config, tmp_path, monkeypatch): 
     assert 0 <= found["attacked"]["truth"]["auroc"] <= 1
     assert found["clean"]["truth"] is None
     assert sorted(each["class"] for each in found["clean"]["classes"]) == list(range(10))
-    monkeypatch.setattr(networks, "scan", None)
+    monkeypatch.setattr(networks, "run_scan", None)
     networks.main()
     assert json.loads(path.read_text())["rows"] == found

@@ -151,7 +151,7 @@ def folder_key(files):
 def test_a_damaged_note_of_a_job_is_named(work):
     with work.job("run"):
         stage = made(work, Counter())
-        work.finish(stage)
+        work.finish(stage.key)
     note = work.path / "jobs" / "run.json"
     for content in (b"", b"[]", b"{", b'{"stages": 3}', b"\xff"):
         note.write_bytes(content)
