@@ -83,7 +83,7 @@ def networks_computations(model):
         "logits": (partial(inference._logits, network), state, IMAGES),
         "pure": (network, state, PIXELS),
         "layer outputs": (
-            partial(inference._layer_outputs, graphdef, ("dense2",)),
+            partial(inference._values_at, graphdef, ("dense2",), False),
             state,
             IMAGES,
         ),

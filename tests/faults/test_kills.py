@@ -119,7 +119,8 @@ def test_interrupted_by_the_keyboard_a_job_says_how_to_go_on(undisturbed, tmp_pa
             process.wait(timeout=1)
             break
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, output
+    # A second press while the interpreter shuts down ends it by the signal itself.
+    assert process.returncode in (130, -signal.SIGINT), output
     assert output.strip().splitlines()[-1] == "interrupted; give the same command again to go on"
     end("run", work)
     names = ("result.json", "images.csv", "suspects-class-5.csv")

@@ -245,7 +245,9 @@ def test_wrong_epsilon_would_be_seen(spaces, plain):
 @pytest.mark.parametrize("epsilon", [0.1, 0.05, 0.02])
 def test_barycenters_are_pots(spaces, plain, epsilon):
     labels = np.array([0, 0, 0, 1, 1, 1])
-    index = np.array([0, 1, 2, 16, 17, 18])
+    # Of these, both converge in fewer rounds than they may take; a centre of flatter heatmaps
+    # drifts to a constant one at 0.02, and where it is after 50 rounds depends on rounding.
+    index = np.array([0, 1, 2, 8, 9, 10])
     start = np.stack([random_center(1), random_center(2)])
     found, _ = barycenters(
         spaces.take(index),
