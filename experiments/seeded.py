@@ -26,3 +26,22 @@ def seeded(model: nnx.Module, seed: int) -> nnx.Module:
             draw(module.var, 1, 0.1)
     model.eval()
     return model
+
+
+def seeded_arrays(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Seeded values for a state dict of PyTorch's, kernels in its order."""
+    rng = np.random.default_rng(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if not shape:
+            return np.array(1)
+        values = rng.normal(size=shape)
+        if len(shape) > 1:
+            values *= np.sqrt(2 / np.prod(shape[1:]))
+        elif name.endswith(("running_var", "weight")):
+            values = 1 + 0.1 * values
+        else:
+            values *= 0.1
+        return values.astype(np.float32)
+
+    return {name: draw(name, shapes[name]) for name in sorted(shapes)}

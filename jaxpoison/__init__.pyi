@@ -114,7 +114,10 @@ from .models.inference import layer_inputs as layer_inputs
 from .models.inference import layer_outputs as layer_outputs
 from .models.inference import predict as predict
 from .models.inference import pure as pure
+from .models.resnet import ResNet as ResNet
 from .models.resnet import ResNet18 as ResNet18
+from .models.resnet import ResNet34 as ResNet34
+from .models.resnet import ResNet50 as ResNet50
 from .models.weights import load_weights as load_weights
 from .parallel import use_one_device_per_core as use_one_device_per_core
 from .report.figures import examples as examples

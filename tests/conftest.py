@@ -55,6 +55,7 @@ SLOW = frozenset(
 NIGHTLY = (
     "test_relevance_is_zennits[resnet18-Paper]",
     "test_relevance_is_zennits[resnet18-EpsilonGammaBox]",
+    "test_logits_are_torchvisions_and_relevance_is_zennits[resnet50-EpsilonAlpha2Beta1]",
     "test_the_network_is_differentiated_forwards",
     "test_derivatives_of_any_kind_are_laxs",
     "test_relevance_is_linear_in_its_start",

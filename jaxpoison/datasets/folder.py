@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from jaxpoison._code import hash_of_code
+from jaxpoison._names import errors_shown, shown
 from jaxpoison._progress import Bar, console
 from jaxpoison.datasets.cache import cached_arrays
 from jaxpoison.datasets.dataset import Dataset, Splits
@@ -73,12 +74,13 @@ def load_folder(
         (('cat', 'dog'), 14, 2, 4)
     """
     root = Path(path)
-    with open_tree(root) as tree:
+    with errors_shown(), open_tree(root) as tree:
         splits = _arrange(tree, image_size, expected_side, progress)
     class_names = splits[next(iter(splits))].class_names
     if num_classes is not None and len(class_names) != num_classes:
         raise ValueError(f"expected {num_classes} classes in {root}, found {len(class_names)}")
-    found = _complete(root, splits, validation_share, test_share, seed)
+    with errors_shown():
+        found = _complete(root, splits, validation_share, test_share, seed)
     if progress and not {"test", "validation"} <= splits.keys():
         console.print(
             f"held out of {root}: {len(found.validation)} images for validation, "
@@ -98,7 +100,7 @@ def class_names_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
         FileNotFoundError: There is nothing at ``path``.
         ValueError: It holds no images, or in another layout.
     """
-    with open_tree(Path(path)) as tree:
+    with errors_shown(), open_tree(Path(path)) as tree:
         return _sorted_out(tree)[1]
 
 
@@ -165,7 +167,8 @@ def _say_what_is_left_out(tree: Tree, others: list[str], progress: bool) -> None
     unread = sorted(set(others) - set(tables))
     if unread:
         warnings.warn(
-            f"{len(unread)} files of {tree.root} are not read as images: {by_suffix(unread)}",
+            f"{len(unread)} files of {tree.root} are not read as images: "
+            f"{shown(by_suffix(unread))}",
             stacklevel=4,
         )
     for reason, count in sorted(tree.skipped.items()):

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxpoison._code import hash_of_code
+from jaxpoison._names import errors_shown
 from jaxpoison._progress import Bar
 from jaxpoison.datasets.archive import is_system_file, open_archive, read_member
 from jaxpoison.datasets.cache import cache_directory, cached_arrays
@@ -248,7 +249,8 @@ def load_gtsrb(
     # TFDS would first look for prepared data on Google's storage.
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        builder.download_and_prepare(download_config=config)
+        with errors_shown():
+            builder.download_and_prepare(download_config=config)
     except tfds.download.DownloadError as error:
         raise OSError(f"GTSRB could not be downloaded: {error}") from error
     arrays = cached_arrays(

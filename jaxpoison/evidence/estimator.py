@@ -18,6 +18,9 @@ from jaxpoison.evidence.judge import judge_class
 from jaxpoison.evidence.transplant import Hosts
 from jaxpoison.gw.spaces import constant
 
+# Sides of windows on images of 32 pixels.
+_OF_32 = (3, 5)
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -53,7 +56,8 @@ class TransplantJudge(BaseEstimator):
     See :class:`HeatmapDensity` and :func:`judge_class`.
 
     Args:
-        sizes: Sides of the windows of relevance that are pasted.
+        sizes: Sides of the windows of relevance that are pasted. By default 3 and 5 of every 32
+            pixels of the images' shorter side, and no fewer.
         screened: Share of the images that are pasted on few hosts: those of the most concentrated
             relevance.
         screened_by: How many these hosts are.
@@ -76,7 +80,7 @@ class TransplantJudge(BaseEstimator):
 
     def __init__(
         self,
-        sizes: tuple[int, ...] = (3, 5),
+        sizes: tuple[int, ...] | None = None,
         screened: float = 1.0,
         screened_by: int = 4,
         asked: int = 32,
@@ -114,6 +118,9 @@ class TransplantJudge(BaseEstimator):
             raise TypeError(f"TransplantJudge looks at a Case, found {type(X).__name__}")
         started = time.perf_counter()
         side = min(X.heatmaps.shape[1:])
+        sizes = self.sizes
+        if sizes is None:
+            sizes = tuple(round(size * max(1, side / 32)) for size in _OF_32)
         proposed = self._proposed(X.heatmaps)
         self.evidence_: ClassEvidence = judge_class(
             X.model,
@@ -122,7 +129,7 @@ class TransplantJudge(BaseEstimator):
             X.hosts,
             X.label,
             proposed,
-            sizes=sorted({min(size, side) for size in self.sizes}),
+            sizes=sorted({min(size, side) for size in sizes}),
             screened=self.screened,
             screened_by=self.screened_by,
             asked=self.asked,

@@ -95,8 +95,9 @@ def _best_windows(
     places, most = [], []
     for first in range(0, len(maps), _ROWS):
         some = maps[first : first + _ROWS]
-        views = np.lib.stride_tricks.sliding_window_view(some, (size, size), (1, 2))
-        sums = views.sum((-2, -1))
+        # Rows first, then columns: work in proportion to the side, not to the window.
+        rows = np.lib.stride_tricks.sliding_window_view(some, size, 1).sum(-1)
+        sums = np.lib.stride_tricks.sliding_window_view(rows, size, 2).sum(-1)
         best = sums.reshape(len(sums), -1).argmax(1)
         places.append(np.stack(np.unravel_index(best, sums.shape[1:]), -1))
         most.append(sums.max((1, 2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,18 +96,28 @@ def recovered_trigger(
     most = np.array(images.shape[1:3]) - size
     tried = np.clip(places[:, None] + shifts[None], 0, most)
     views = np.lib.stride_tricks.sliding_window_view(images, (size, size), (1, 2))
-    which = np.arange(len(images))
-    # images × shifts × size × size × channels
-    windows = views[which[:, None], tried[..., 0], tried[..., 1]].transpose(0, 1, 3, 4, 2)
-    windows = windows.astype(np.float32)
+    which = range(len(images))
+
+    def windows(image: int, moves: Any) -> Float[np.ndarray, "... s s c"]:
+        rows, columns = tried[image, moves].T
+        return np.moveaxis(views[image, rows, columns], -3, -1).astype(np.float32)
+
     best = np.zeros(len(images), int)
     for _ in range(_ROUNDS):
-        median, spread = _in_common(windows[which, best])
-        moved = (_weights(spread) * (windows - median) ** 2).sum((2, 3, 4)).argmin(1)
+        aligned = np.stack([windows(*pair) for pair in zip(which, best, strict=True)])
+        median, spread = _in_common(aligned)
+        weights = _weights(spread)
+        # One image at a time: all windows of all images would be many times the images.
+        moved = np.array(
+            [
+                (weights * (windows(image, slice(None)) - median) ** 2).sum((1, 2, 3)).argmin()
+                for image in which
+            ]
+        )
         if np.array_equal(moved, best):
             break
         best = moved
-    aligned = windows[which, best]
+    aligned = np.stack([windows(*pair) for pair in zip(which, best, strict=True)])
     return Trigger(*_in_common(aligned), tried[which, best], _reach(aligned))
 
 
@@ -187,10 +198,14 @@ def _least_distances(shared: tuple[Array, Array], images: Array) -> tuple[Array,
         rows, columns = images.shape[1] - size + 1, images.shape[2] - size + 1
         pixels = images.astype(jnp.float32)
         found = jnp.zeros((len(images), rows, columns))
-        for r in range(size):
-            for c in range(size):
-                differ = pixels[:, r : r + rows, c : c + columns] - values[r, c][None, None, None]
-                found += (differ**2 * weights[r, c][None, None, None]).sum(-1)
+
+        def add(k: Array, found: Array) -> Array:
+            r, c = k // size, k % size
+            start, shape = (0, r, c, 0), (len(images), rows, columns, images.shape[3])
+            differ = jax.lax.dynamic_slice(pixels, start, shape) - values[r, c][None, None, None]
+            return found + (differ**2 * weights[r, c][None, None, None]).sum(-1)
+
+        found = jax.lax.fori_loop(0, size * size, add, found)
         flat = found.reshape(len(images), -1)
         return flat.min(1), flat.argmin(1)
 

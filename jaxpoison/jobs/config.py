@@ -271,15 +271,16 @@ class RunConfig:
     )
     model: str = option(
         "inception",
-        "inception, resnet18, or package.module:function, which makes a network of your own: of "
-        "the arguments num_classes and rngs it is given those that it has",
+        "inception, resnet18, resnet34, resnet50 (with -imagenet behind it: torchvision's form), "
+        "or package.module:function, which makes a network of your own: of the arguments "
+        "num_classes and rngs it is given those that it has",
         metavar="NAME",
         group="network",
     )
     weights: str | None = option(
         None,
         "weights of the network, which is then not trained: a directory that Orbax wrote, or a "
-        ".safetensors file",
+        ".safetensors file, of a resnet also with torchvision's names",
         metavar="PATH",
         group="network",
     )

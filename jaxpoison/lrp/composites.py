@@ -12,10 +12,20 @@ from flax import nnx
 from jaxpoison.lrp.canonizers import Canonizer
 from jaxpoison.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, Route, ZBox, ZPlus
 from jaxpoison.lrp.shares import Rule
-from jaxpoison.models.layers import Activation, AvgPool, Concatenate, GlobalAvgPool, MaxPool, Sum
+from jaxpoison.models.layers import (
+    Activation,
+    AvgPool,
+    Concatenate,
+    GlobalAvgPool,
+    MaxPool,
+    Normalize,
+    Sum,
+)
 from jaxpoison.models.surgery import Path
 
 Row = tuple[type[nnx.Module], Rule]
+# The latter are those of nnx.MultiHeadAttention.
+_DENSE = (nnx.Linear, nnx.LinearGeneral)
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ def _common(epsilon: float) -> tuple[Row, ...]:
     share = Epsilon(1, epsilon)
     return (
         (Activation, Pass()),
+        (Normalize, Pass()),
         (nnx.BatchNorm, Pass()),
         (nnx.LayerNorm, Pass()),
         (nnx.RMSNorm, Pass()),
@@ -93,7 +104,7 @@ def paper(exponent: int = 2, epsilon: float = 1e-6) -> Composite:
         epsilon: Stabiliser.
     """
     rule = Epsilon(exponent, epsilon, bias=False)
-    layers = (nnx.Linear, nnx.Conv, nnx.ConvTranspose)
+    layers = (*_DENSE, nnx.Conv, nnx.ConvTranspose)
     return Composite((*((kind, rule) for kind in layers), *_common(epsilon)))
 
 
@@ -153,7 +164,7 @@ def _dense_and_convolution(
     epsilon: float, convolution: Rule, canonizers: tuple[Canonizer, ...]
 ) -> Composite:
     rows: tuple[Row, ...] = (
-        (nnx.Linear, Epsilon(1, epsilon)),
+        *((kind, Epsilon(1, epsilon)) for kind in _DENSE),
         (nnx.Conv, convolution),
         (nnx.ConvTranspose, convolution),
     )
@@ -161,7 +172,7 @@ def _dense_and_convolution(
 
 
 def _flat(table: Composite) -> Composite:
-    return dataclasses.replace(table, first=((nnx.Linear, Flat()), (nnx.Conv, Flat())))
+    return dataclasses.replace(table, first=tuple((kind, Flat()) for kind in (*_DENSE, nnx.Conv)))
 
 
 COMPOSITES: dict[str, Callable[[], Composite]] = {

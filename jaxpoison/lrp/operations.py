@@ -1,4 +1,4 @@
-"""Rules for what a model computes outside its layers: sums, means, activations.
+"""Rules for what a model computes outside its layers: sums, means, activations, attention.
 
 Rules are bound to modules; a bare operation such as ``x + y`` has none, and
 its gradient would be silently wrong as relevance: that of a sum hands all of
@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree
 
 from jaxpoison.lrp.patterns import unnamed_calls
 from jaxpoison.lrp.rules import Epsilon
-from jaxpoison.lrp.shares import Rule
+from jaxpoison.lrp.shares import Rule, stabilized
 
 # Their gradient moves relevance about without creating or losing any.
 _MOVES = frozenset(
@@ -58,23 +58,35 @@ _ACTIVATIONS = frozenset(
 )
 # Activations that JAX does not jit are known by their operations.
 _UNNAMED_ACTIVATIONS = (jax.nn.gelu, partial(jax.nn.gelu, approximate=False))
-_UNNAMED = (*_UNNAMED_ACTIVATIONS, jax.nn.softmax)
 # Linear maps of JAX that are jitted under their own name: relevance by share, as in an average.
 _LINEAR_MAPS = frozenset({"_resize"})
 # What gives gates: values by which a signal is multiplied. The signal takes all relevance
 # (Arras et al. 2017, *Explaining recurrent neural network predictions in sentiment analysis*).
 _GATES = frozenset({"logistic", "hard_sigmoid"})
-_DEAD, _LIVE, _GATE = 0, 1, 2
-_PROBABILITIES = frozenset({"softmax", "log_softmax"})
+# Whether a value depends on the image, and how. A softmax is known by its parts: exponentials,
+# which are divided by a sum of theirs, and are probabilities then.
+_DEAD, _LIVE, _GATE, _EXPONENTIAL, _NORMALISER, _PROBABILITY = range(6)
+_NO_LOGITS = {
+    _GATE: "a sigmoid",
+    _EXPONENTIAL: "an exponential",
+    _NORMALISER: "a sum of exponentials",
+    _PROBABILITY: "a softmax",
+}
+# What may be done with exponentials and their sums before they are divided.
+_OF_EXPONENTIALS = frozenset(
+    {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze", "transpose"}
+)
+_OF_A_MAXIMUM = _OF_EXPONENTIALS | {"max", "stop_gradient"}
 # Operations that call one jaxpr once; loops and reductions hold jaxprs too.
 _CALLS = frozenset(
     "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr "
     "checkpoint remat remat2".split()
 )
+# Stabiliser of products and probabilities.
+_EPSILON = 1e-6
 _REPLACEMENTS = {
     "dot_general": "use nnx.Linear",
     "conv_general_dilated": "use nnx.Conv",
-    "mul": "write the product of activations as a module",
 }
 
 
@@ -101,11 +113,12 @@ def with_operation_rules(
         live = [_LIVE if k < first else _DEAD for k in range(len(leaves))]
         evaluation = _Evaluation(markers, sums)
         outputs, kinds = evaluation.run(closed.jaxpr, closed.consts, leaves, live, ("the model",))
-        if _GATE in kinds:
-            raise ValueError(
-                "the model ends in a sigmoid: what is explained are logits; hand over the model "
-                "without it"
-            )
+        for kind in kinds:
+            if kind in _NO_LOGITS:
+                raise ValueError(
+                    f"the model ends in {_NO_LOGITS[kind]}: what is explained are logits; hand "
+                    "over the model without it"
+                )
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return call
@@ -137,15 +150,15 @@ class _Evaluation:
         def is_live(atom: Any) -> int:
             return _DEAD if isinstance(atom, core.Literal) else alive.get(atom, _DEAD)
 
-        unnamed = {call.start: call for call in unnamed_calls(jaxpr, _UNNAMED)}
+        unnamed = {call.start: call for call in unnamed_calls(jaxpr, _UNNAMED_ACTIVATIONS)}
+        made_by: dict[Any, Any] = {}
         done = 0
         for index, equation in enumerate(jaxpr.eqns):
             if index < done:
                 continue
             known = unnamed.get(index)
+            made_by.update((v, equation) for v in equation.outvars)
             if known is not None and is_live(known.input):
-                if known.function not in _UNNAMED_ACTIVATIONS:
-                    _refuse_probabilities(_place(equation, place))
                 x = read(known.input)
                 values[known.output] = _pass(x, known.function(x))
                 alive[known.output] = is_live(known.input)
@@ -154,7 +167,15 @@ class _Evaluation:
             arguments = [read(v) for v in equation.invars]
             flags = [is_live(v) for v in equation.invars]
             here = _place(equation, place)
-            results, result_flags = self.apply(equation, arguments, flags, here)
+            name = equation.primitive.name
+            if name == "exp" and flags == [_LIVE]:
+                x = _without_maximum(equation.invars[0], made_by)
+                results, result_flags = [_exponential(read(x), arguments[0])], [_EXPONENTIAL]
+            elif name == "stop_gradient" and _is_maximum(equation.invars[0], made_by):
+                # What is subtracted from exponents, and changes nothing.
+                results, result_flags = arguments, [_DEAD]
+            else:
+                results, result_flags = self.apply(equation, arguments, flags, here)
             values.update(zip(equation.outvars, results, strict=True))
             alive.update(
                 (v, flag) for v, flag in zip(equation.outvars, result_flags, strict=True) if flag
@@ -172,17 +193,28 @@ class _Evaluation:
         operation = partial(_bind, equation)
         if not any(live) or not outputs or (is_jit and call in self.markers):
             return operation(*arguments), [_LIVE if any(live) else _DEAD] * outputs
-        # Moved and scaled, a gate is one still.
-        kind = _GATE if call in _GATES or name in _GATES or _LIVE not in live else _LIVE
+        if _EXPONENTIAL in live or _NORMALISER in live:
+            made = _in_a_softmax(name, live)
+            if made is None:
+                self.refuse(equation, place)
+            values = operation(*arguments)
+            return [_shared_as(values[0]) if made == _PROBABILITY else values[0]], [made]
+        # Moved and scaled, a gate is one still, and so are probabilities.
+        kind = next((kind for kind in (_LIVE, _GATE, _PROBABILITY) if kind in live), _LIVE)
+        if call in _GATES or name in _GATES:
+            kind = _GATE
         active = [a for a, flag in zip(arguments, live, strict=True) if flag]
         single = active[0] if len(active) == 1 and outputs == 1 else None
         same_shape = single is not None and single.shape == equation.outvars[0].aval.shape
         if is_jit and call in (_ACTIVATIONS | _GATES) and same_shape:
             return [_pass(single, *operation(*arguments))], [kind]
+        if is_jit and call == "log_softmax":
+            raise ValueError(
+                f"{place[-1]} applies a log_softmax, for which there is no relevance rule; where "
+                "it makes probabilities of the logits, hand over the model without it"
+            )
         if is_jit and call in _LINEAR_MAPS and single is not None:
             return [_share(_of_live(operation, arguments, live), self.sums, single)], [_LIVE]
-        if is_jit and call in _PROBABILITIES:
-            _refuse_probabilities(place)
         inner = called_jaxpr(equation)
         if inner is not None:
             body, constants = inner
@@ -193,6 +225,8 @@ class _Evaluation:
             signal = arguments[live.index(_LIVE)]
             if signal.shape == equation.outvars[0].aval.shape:
                 return [_pass(signal, *operation(*arguments))], [_LIVE]
+        if all(live) and (name == "dot_general" or (name == "mul" and _GATE not in live)):
+            return [_product(lambda a, b: operation(a, b)[0], *arguments)], [_LIVE]
         # A difference has contributions of both signs, which only shares as they are fit.
         if name == "sub" and all(live) and isinstance(self.sums, Epsilon):
             # The sum with what is subtracted, negated, so that powers of it are of either sign.
@@ -202,6 +236,11 @@ class _Evaluation:
             return [_share(lambda *xs: operation(*xs)[0], self.sums, *arguments)], [_LIVE]
         if name in _MOVES and all(_is_float(a) for a in (*active, *equation.outvars)):
             return operation(*arguments), [kind] * outputs
+        self.refuse(equation, place)
+
+    def refuse(self, equation: Any, place: tuple[str, ...]) -> NoReturn:
+        """Raises the error that an operation has no rule."""
+        name = equation.primitive.name
         advice = _REPLACEMENTS.get(
             name, "write it as a module (layers.Activation for one function)"
         )
@@ -211,13 +250,6 @@ class _Evaluation:
             f"relevance rule; {advice} and give it one: "
             "composite.with_rules((TheModule, TheRule()))"
         )
-
-
-def _refuse_probabilities(place: tuple[str, ...]) -> NoReturn:
-    raise ValueError(
-        f"{place[-1]} applies a softmax, for which there is no relevance rule; where it makes "
-        "probabilities of the logits, hand over the model without it"
-    )
 
 
 def _bind(equation: Any, *arguments: Any) -> list[Array]:
@@ -272,6 +304,83 @@ def _pass(x: Array, y: Array) -> Array:  # noqa: ARG001
 
 
 _pass.defvjp(lambda x, y: (y, None), lambda _, g: (g, None))
+
+
+def _in_a_softmax(name: str, live: list[int]) -> int | None:
+    """What an operation on exponentials or their sums gives; ``None`` if it is no softmax."""
+    if name == "div" and live == [_EXPONENTIAL, _NORMALISER]:
+        return _PROBABILITY
+    if name == "reduce_sum" and live == [_EXPONENTIAL]:
+        return _NORMALISER
+    return live[0] if name in _OF_EXPONENTIALS and len(live) == 1 else None
+
+
+def _without_maximum(variable: Any, made_by: dict[Any, Any]) -> Any:
+    """The variable from which a maximum was subtracted before its exponential was taken."""
+    equation = made_by.get(variable)
+    if equation is None or equation.primitive.name != "sub":
+        return variable
+    shifted, shift = equation.invars
+    return shifted if _is_maximum(shift, made_by) else variable
+
+
+def _is_maximum(atom: Any, made_by: dict[Any, Any]) -> bool:
+    """Whether it is a maximum of a value, moved about."""
+    while not isinstance(atom, core.Literal) and atom in made_by:
+        step = made_by[atom]
+        if step.primitive.name == "reduce_max":
+            return True
+        if step.primitive.name not in _OF_A_MAXIMUM:
+            return False
+        atom = next((v for v in step.invars if not isinstance(v, core.Literal)), step.invars[0])
+    return False
+
+
+# A softmax's relevance is that of its Taylor expansion, in which relevance of an output stands for
+# a gradient times that output: x_i (R_i - s_i sum_j R_j) (Achtibat et al. 2024, *AttnLRP*,
+# prop. 3.1). Between its two ends the gradient is JAX's own.
+
+
+@jax.custom_vjp
+def _exponential(x: Array, shifted: Array) -> Array:  # noqa: ARG001
+    """The exponential of ``shifted``; what it is given is a gradient, what ``x`` gets relevance."""
+    return jnp.exp(shifted)
+
+
+_exponential.defvjp(
+    lambda x, shifted: (jnp.exp(shifted), (x, shifted)),
+    lambda saved, g: (saved[0] * jnp.exp(saved[1]) * g, None),
+)
+
+
+@jax.custom_vjp
+def _shared_as(probabilities: Array) -> Array:
+    """The probabilities; their relevance becomes a gradient."""
+    return probabilities
+
+
+_shared_as.defvjp(lambda s: (s, s), lambda s, g: (g / stabilized(s, _EPSILON),))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(multiply: Callable[..., Array], a: Array, b: Array) -> Array:
+    """A product of two values that both depend on the image.
+
+    Each gets half the relevance, by its shares in the sum of products
+    (Achtibat et al. 2024, *AttnLRP*, prop. 3.3).
+    """
+    return multiply(a, b)
+
+
+def _product_backward(
+    multiply: Callable[..., Array], saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
+    z, pull = jax.vjp(multiply, *saved)
+    of_a, of_b = pull(g / stabilized(2 * z, _EPSILON))
+    return saved[0] * of_a, saved[1] * of_b
+
+
+_product.defvjp(lambda multiply, a, b: (multiply(a, b), (a, b)), _product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

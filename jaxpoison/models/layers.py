@@ -122,6 +122,24 @@ class Activation(nnx.Module):
         return self.function(x)
 
 
+class Normalize(nnx.Module):
+    """Takes a mean off every channel, and divides it by a deviation; both are fixed.
+
+    Args:
+        mean: One per channel.
+        deviation: One per channel.
+    """
+
+    def __init__(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+        self.mean = mean
+        self.deviation = deviation
+
+    def __call__(self, x: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
+        along_channels = (1,) * (x.ndim - 1) + (-1,)
+        mean = jnp.asarray(self.mean, x.dtype).reshape(along_channels)
+        return (x - mean) / jnp.asarray(self.deviation, x.dtype).reshape(along_channels)
+
+
 class Identity(nnx.Module):
     """Its input; takes the place of a layer that was folded into another."""
 

@@ -8,29 +8,26 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from flax import linen, nnx
 
 from jaxpoison.models.inception import CompactInception
-from jaxpoison.models.resnet import ResNet18
+from jaxpoison.models.resnet import ResNet18, ResNet34, ResNet50
 
 
 class NamedModel(Protocol):
-    """A network's class.
-
-    Attributes:
-        image_side: Of the images it takes; ``None`` if any will do.
-    """
-
-    image_side: int | None
+    """Makes a network; may say in ``image_side`` which images that takes."""
 
     def __call__(self, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Module: ...
 
 
+_RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
 MODELS: dict[str, NamedModel] = {
     "inception": CompactInception,
-    "resnet18": ResNet18,
+    **_RESNETS,
+    **{f"{name}-imagenet": partial(make, stem="imagenet") for name, make in _RESNETS.items()},
 }
 # A function of a user's module, as ``package.module:function``.
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -52,7 +49,7 @@ def check_model_name(name: str) -> str:
 
 def image_side_of(name: str) -> int | None:
     """Side of the images that a network takes; ``None`` if any will do, or nobody knows."""
-    return MODELS[name].image_side if name in MODELS else None
+    return getattr(MODELS.get(name), "image_side", None)
 
 
 def made_network(name: str, num_classes: int, seed: int) -> nnx.Module:

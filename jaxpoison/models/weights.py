@@ -13,10 +13,14 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
+from jaxpoison.models.resnet import ResNet
+
 # What a network holds: all of it must be there.
 _WEIGHTS = nnx.Any(nnx.Param, nnx.BatchStat)
 # Names in an error.
 _NAMED = 5
+# That torchvision's residual networks end in.
+_LAST_OF_TORCHVISIONS = "fc.weight"
 
 
 def load_weights(path: Path, model: nnx.Module) -> None:
@@ -25,7 +29,8 @@ def load_weights(path: Path, model: nnx.Module) -> None:
     Args:
         path: A directory that Orbax wrote of ``nnx.state(model)`` or its pure dictionary, alone or
             under one name (as in ``{"model": …, "step": …}``); or a ``.safetensors`` file, whose
-            arrays are named by their path in the network with dots (``conv.kernel``).
+            arrays are named by their path in the network with dots (``conv.kernel``), or, for a
+            :class:`jaxpoison.ResNet`, as in torchvision's state dict, kernels in PyTorch's order.
         model: The network; what it holds beside parameters and batch statistics, such as seeds of
             dropout, stays.
 
@@ -41,6 +46,8 @@ def load_weights(path: Path, model: nnx.Module) -> None:
     weights = _read(Path(path))
     state = nnx.to_pure_dict(nnx.state(model, _WEIGHTS))
     wanted = {_name(keys): leaf for keys, leaf in jax.tree.leaves_with_path(state)}
+    if isinstance(model, ResNet) and _LAST_OF_TORCHVISIONS in weights:
+        weights = _from_torchvision(weights, model, wanted)
     found = _under_one_name(weights, wanted)
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(
@@ -83,6 +90,18 @@ def _read(path: Path) -> dict[str, Any]:
         _name(keys).removesuffix(".value"): leaf
         for keys, leaf in jax.tree.leaves_with_path(restored)
     }
+
+
+def _from_torchvision(
+    weights: Mapping[str, Any], model: ResNet, wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The weights under the network's own names, kernels with outputs last."""
+    names = {name: model.torchvision_name(name) for name in wanted}
+    found = {name: weights[theirs] for name, theirs in names.items() if theirs in weights}
+    for name, array in found.items():
+        if name.endswith("kernel"):
+            found[name] = array.transpose(*range(2, array.ndim), 1, 0)
+    return found
 
 
 def _name(keys: tuple[Any, ...]) -> str:

@@ -138,3 +138,30 @@ def test_what_cannot_be_read_takes_one_line(kind, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "BytesIO" not in error
+
+
+def unreadable(files):
+    return {**files, "photos/dog/a\nb.png": b"no image"}
+
+
+LINE_FEEDS = {
+    "layout": ({"0\nb.png": None}, r"0\nb.png in "),
+    "image": (unreadable(photos()), r"photos/dog/a\nb.png in "),
+    "sizes": ({**photos(), "photos/dog/a\nb.png": None}, r"a\nb.png is 16x16"),
+    "few": ({"photos/a\nb/1.png": None, "photos/cat/1.png": None}, r"class 'a\nb'"),
+}
+
+
+@pytest.mark.parametrize("kind", LINE_FEEDS)
+def test_line_feeds_in_names_do_not_break_errors(kind, tmp_path):
+    files, said = LINE_FEEDS[kind]
+    other = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(other, "png")
+    zipped(
+        tmp_path / "photos.zip",
+        {name: other.getvalue() if data is None else data for name, data in files.items()},
+    )
+    with pytest.raises(ValueError, match="photos.zip") as error:
+        load_folder(tmp_path / "photos.zip")
+    assert "\n" not in str(error.value)
+    assert said.replace("'", "") in str(error.value).replace("\\\\", "\\").replace("'", "")

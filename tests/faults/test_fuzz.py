@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -72,6 +72,9 @@ IMAGES = tuple(
 
 @many
 @given(EDITS, CUT)
+# A line feed in a name of the directory, and in one that is in no layout.
+@example([(0.8455035698009054, 10)], 1.0)
+@example([(0.84375, 10)], 1.0)
 def test_archives(edits, cut):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # Of names that do not match, as they are read.

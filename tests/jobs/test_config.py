@@ -17,7 +17,10 @@ from jaxpoison import PGD, RunConfig, TrainConfig
         ({"rate": 33.0}, "rate must be between 0 and 1.*not percent"),
         ({"detectors": ("heatmap", "magic")}, "detector must be one of raw_pca.*found 'magic'"),
         ({"epochs": 0}, "epochs must be at least 1, found 0"),
-        ({"model": "vgg"}, "model must be one of inception, resnet18, or package.*found 'vgg'"),
+        (
+            {"model": "vgg"},
+            "model must be one of inception, resnet18.* or package.*found 'vgg'",
+        ),
         ({"attribution": "magic"}, "attribution must be one of lrp, gradient.*found 'magic'"),
         ({"trigger": "magic"}, "trigger must be one of sticker, amplitude; found 'magic'"),
         ({"amplitude": 300}, "amplitude must be at most 256, found 300"),
