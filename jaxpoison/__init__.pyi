@@ -10,7 +10,9 @@ from .datasets.dataset import Dataset as Dataset
 from .datasets.dataset import Splits as Splits
 from .datasets.excluding import without_listed as without_listed
 from .datasets.folder import load_folder as load_folder
+from .datasets.folder import load_images as load_images
 from .datasets.loading import load_data as load_data
+from .datasets.prepared import load_tfds as load_tfds
 from .datasets.synthetic import synthetic as synthetic
 from .detectors.activation import ActivationClustering as ActivationClustering
 from .detectors.density import HeatmapDensity as HeatmapDensity
@@ -71,6 +73,8 @@ from .gw.solver import EntropicGW as EntropicGW
 from .gw.spaces import MeasureSpaces as MeasureSpaces
 from .gw.spaces import SmallSpaces as SmallSpaces
 from .gw.spaces import measure_spaces as measure_spaces
+from .jobs.against import AgainstOutcome as AgainstOutcome
+from .jobs.against import scan_against as scan_against
 from .jobs.asking import case_of_run as case_of_run
 from .jobs.config import RunConfig as RunConfig
 from .jobs.config import read_config as read_config
@@ -120,6 +124,7 @@ from .models.resnet import ResNet34 as ResNet34
 from .models.resnet import ResNet50 as ResNet50
 from .models.weights import load_weights as load_weights
 from .parallel import use_one_device_per_core as use_one_device_per_core
+from .report.against import write_against as write_against
 from .report.figures import examples as examples
 from .report.figures import trigger_picture as trigger_picture
 from .report.html import write_report as write_report

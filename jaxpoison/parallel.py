@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from jaxpoison._progress import Bar
+from jaxpoison._storage import empty_array
 
 BATCH = "batch"
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -187,17 +188,31 @@ def map_batches(
     everywhere, split = shardings_on(mesh_of())
     size = bucket(n, split.mesh.size, most=batch_size)
     shared = jax.device_put(shared, everywhere)
-    results = []
-    pending: PyTree | None = None
+    results: PyTree | None = None
     with Bar(progress or "", n, unit="images", show=progress is not None) as bar:
+
+        def keep(found: PyTree, start: int) -> None:
+            nonlocal results
+            found = jax.tree.map(np.asarray, found)
+            if results is None:
+                # All at once: gathered at the end, they would stand in memory twice.
+                results = jax.tree.map(lambda a: empty_array((n, *a.shape[1:]), a.dtype), found)
+            stop = min(start + size, n)
+            jax.tree.map(lambda all_, some: _put(all_, some, start, stop), results, found)
+            bar.advance(stop - start)
+
+        pending: tuple[PyTree, int] | None = None
         for start in range(0, n, size):
             parts = [padded(a[start : start + size], size) for a in arrays]
             # One batch is computed while the one before it is copied to the host.
             following = function(shared, *(jax.device_put(p, split) for p in parts))
             if pending is not None:
-                results.append(jax.tree.map(np.asarray, pending))
-                bar.advance(size)
-            pending = following
-        results.append(jax.tree.map(np.asarray, pending))
-        bar.advance(n - (len(results) - 1) * size)
-    return jax.tree.map(lambda *rows: np.concatenate(rows)[:n], *results)
+                keep(*pending)
+            pending = following, start
+        if pending is not None:
+            keep(*pending)
+    return results
+
+
+def _put(results: np.ndarray, found: np.ndarray, start: int, stop: int) -> None:
+    results[start:stop] = found[: stop - start]

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxpoison import Dataset, Splits, Sticker, detection_rates, standard_backdoor, synthetic
+from jaxpoison import (
+    Dataset,
+    Splits,
+    Sticker,
+    detection_rates,
+    predict,
+    scan_against,
+    standard_backdoor,
+    synthetic,
+)
 from jaxpoison.models.layers import ConvBlock, MaxPool
 
 pytestmark = pytest.mark.mixes_types
@@ -65,3 +74,11 @@ def test_example_finds_the_poisoned_images(capsys, tmp_path, monkeypatch):
     assert said[0] == "[1]"
     assert len(said[1].split(",")) == min(5, len(named))
     assert (tmp_path / "scan.html").stat().st_size > 10_000
+    # What comes later is looked at with what the scan left: triggered test images of class 0.
+    model, triggered = scope["model"], data.backdoor.triggered
+    turned = predict(model, triggered.images).argmax(1) == 1
+    assert turned.mean() > 0.5
+    new = scan_against("runs/mine", triggered, model=model)
+    assert new.called[turned].mean() > 0.8
+    clean = data.test.take(data.test.labels != 1)
+    assert scan_against("runs/mine", clean, model=model).called.mean() < 0.02

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxpoison._checks import check_class, check_fraction
+from jaxpoison._storage import copy_of
 from jaxpoison.attacks.triggers import Sticker, Trigger, with_trigger
 from jaxpoison.datasets.dataset import Backdoor, Dataset, Splits
 
@@ -85,7 +86,7 @@ def _poison(
             f"one, but the class has {len(sources)}; lower the rate or choose another source"
         )
     chosen = np.sort(rng.choice(sources, count, replace=False))
-    images, labels = data.images.copy(), data.labels.copy()
+    images, labels = copy_of(data.images), data.labels.copy()
     images[chosen] = trigger(data.images[chosen], rng)
     labels[chosen] = target
     poisoned = np.zeros(len(data), bool)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxpoison._checks import check_class, check_fraction
+from jaxpoison._storage import copy_of
 from jaxpoison.attacks.triggers import Sticker, Trigger, with_trigger
 from jaxpoison.datasets.dataset import Backdoor, Dataset, Splits
 
@@ -93,7 +94,7 @@ def _marked(
     trigger: Trigger,
     rng: np.random.Generator,
 ) -> Dataset:
-    images = data.images.copy()
+    images = copy_of(data.images)
     images[index] = trigger(spoilt, rng)
     poisoned = np.zeros(len(data), bool)
     poisoned[index] = True

@@ -78,6 +78,7 @@ examples:
 
   jaxpoison run --data photos.zip --exclude runs/photos/suspects.csv
   jaxpoison scan --model my_net:make --weights checkpoint --data photos.zip
+  jaxpoison scan --against runs/photos --data new-photos/
 
 The work directory gets config.json, result.json, images.csv, suspects-class-K.csv
 and report.html.
@@ -141,6 +142,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         given.parser.error(f"unknown: {' '.join(unknown)}{meant}")
+    given.has_workdir = given.workdir is not None
     if given.workdir is None:
         given.workdir = _WORKDIR
         beside = getattr(given, "config", None)
@@ -188,6 +190,8 @@ def _scan(given: argparse.Namespace) -> int:
     from jaxpoison.report.console import print_scan
     from jaxpoison.report.html import write_scan_report
 
+    if given.against is not None:
+        return _scan_against(given)
     config, chosen, started = _config(given), _given(given, ScanConfig), time.perf_counter()
     outcome = run_scan(config, given.workdir, **chosen, progress=not given.quiet)
     write_scan_report(given.workdir / "scan.html", outcome)
@@ -197,6 +201,32 @@ def _scan(given: argparse.Namespace) -> int:
         print_scan(outcome, given.workdir, time.perf_counter() - started)
     attacked = any(scanned.suspicious for scanned in outcome.classes)
     return _ATTACKED if attacked and given.fail_on_attack else 0
+
+
+def _scan_against(given: argparse.Namespace) -> int:
+    from jaxpoison.datasets.folder import load_images
+    from jaxpoison.jobs.against import scan_against
+    from jaxpoison.jobs.config import read_config
+    from jaxpoison.report.against import write_against
+    from jaxpoison.report.console import print_against
+
+    if not hasattr(given, "data"):
+        raise ValueError("--against needs --data, a folder or zip of the new images")
+    config = read_config(given.against / "config.json")
+    data = load_images(
+        given.data,
+        image_size=getattr(given, "image_size", config.image_size),
+        resize=getattr(given, "resize", config.resize),
+        progress=not given.quiet,
+    )
+    outcome = scan_against(given.against, data, progress=not given.quiet)
+    workdir = given.workdir if given.has_workdir else given.against / "against"
+    write_against(workdir, outcome)
+    if given.json:
+        _print_json(workdir / "against.json")
+    else:
+        print_against(outcome, given.against, workdir)
+    return _ATTACKED if outcome.called.any() and given.fail_on_attack else 0
 
 
 def _repair(given: argparse.Namespace) -> int:
@@ -342,6 +372,14 @@ def _parser() -> argparse.ArgumentParser:
             )
         if command is _scan:
             more.add_argument(
+                "--against",
+                type=Path,
+                metavar="RUN",
+                help="work directory of a scan that has ended: look in new images (--data) for the "
+                "triggers that it found; nothing is trained or explained, and files are left in "
+                "RUN/against",
+            )
+            more.add_argument(
                 "--fail-on-attack",
                 action="store_true",
                 help=f"exit with status {_ATTACKED} if a class is called attacked, for pipelines",
@@ -359,7 +397,7 @@ def _parser() -> argparse.ArgumentParser:
     add("explain", _explain, summaries[1], _EXPLAIN_DESCRIPTION, RunConfig)
     add("scan", _scan, summaries[2], _SCAN_DESCRIPTION, RunConfig, ScanConfig)
     add("repair", _repair, summaries[3], _REPAIR_DESCRIPTION, RunConfig, RepairConfig)
-    of_network = {"model", "data", "image_size"}
+    of_network = {"model", "data", "image_size", "resize"}
     others = tuple(o.path[0] for o in options_of(RunConfig) if o.path[0] not in of_network)
     add("layers", _layers, summaries[4], _LAYERS_DESCRIPTION, RunConfig, leave_out=others)
     add("prune", _prune, summaries[5], _PRUNE_DESCRIPTION)

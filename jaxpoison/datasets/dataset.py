@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from jaxpoison._checks import check_images
+from jaxpoison._storage import rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +20,9 @@ class Dataset:
 
     Only attacks, metrics, reports and what jobs record beside them read the truth; detectors
     and evidence are given arrays without it.
+
+    Images may be mapped from a file (``np.load(path, mmap_mode="r")``): memory then holds what is
+    being looked at, and what is made of one gibibyte of them or more stands in files, too.
 
     Attributes:
         images: Pixels in 0..255, channels last.
@@ -102,10 +106,14 @@ class Dataset:
         return h, w, c
 
     def take(self, where: Int[np.ndarray, " m"] | Bool[np.ndarray, " n"]) -> Dataset:
-        """The images at the given indices, or where a mask is true."""
+        """The images at the given indices, or where a mask is true.
+
+        Raises:
+            OSError: They are large, and there is no room for them in the cache directory.
+        """
         index = np.flatnonzero(where) if where.dtype == bool else where
         return Dataset(
-            self.images[index],
+            rows_of(self.images, index),
             self.labels[index],
             self.class_names,
             tuple(self.ids[i] for i in index),

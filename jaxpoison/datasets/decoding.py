@@ -9,6 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# How an image of other proportions becomes square: its sides are scaled each by its own factor;
+# or both by one, and what stands over is cut off on both sides, or what lacks is black.
+RESIZES = ("stretch", "crop", "pad")
+
 # Pillow recognises these formats, and cannot decode them by itself.
 _ONLY_RECOGNISED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
@@ -23,7 +27,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def decode_image(
-    data: bytes, name: str, image_size: int | None = None
+    data: bytes, name: str, image_size: int | None = None, resize: str = "stretch"
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes one encoded image to ``uint8`` RGB.
 
@@ -34,6 +38,8 @@ def decode_image(
         data: The file's bytes.
         name: For messages.
         image_size: If given, the side to which the image is resized (bilinear, antialiased).
+        resize: What becomes of one that is not square: ``stretch``; ``crop``, its middle is
+            kept; or ``pad``, with black.
 
     Raises:
         ValueError: ``data`` is no image that can be read, has pixels without an 8-bit range, or is
@@ -67,8 +73,17 @@ def decode_image(
             f"{name} cannot be read as an image: {why} (repair it or move it out)"
         ) from error
     if image_size is not None and image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        image = _resized(image, (image_size, image_size), resize)
     return np.asarray(image, np.uint8)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
+    bilinear = Image.Resampling.BILINEAR
+    if resize == "crop":
+        return ImageOps.fit(image, size, bilinear)
+    if resize == "pad":
+        return ImageOps.pad(image, size, bilinear, color="black")
+    return image.resize(size, bilinear)
 
 
 class _NoRangeError(ValueError):

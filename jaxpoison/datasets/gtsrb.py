@@ -23,8 +23,9 @@ from PIL import Image
 from jaxpoison._code import hash_of_code
 from jaxpoison._names import errors_shown
 from jaxpoison._progress import Bar
+from jaxpoison._storage import cache_directory
 from jaxpoison.datasets.archive import is_system_file, open_archive, read_member
-from jaxpoison.datasets.cache import cache_directory, cached_arrays
+from jaxpoison.datasets.cache import cached_arrays
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.datasets.decoding import decode_image
 

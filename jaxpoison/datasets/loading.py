@@ -6,10 +6,12 @@ import difflib
 from pathlib import Path
 
 from jaxpoison.datasets.dataset import Splits
-from jaxpoison.datasets.folder import class_names_of, load_folder
+from jaxpoison.datasets.folder import check_side, class_names_of, load_folder
 from jaxpoison.datasets.synthetic import SYNTHETIC_CLASSES, synthetic
 
 DATASETS = ("synthetic", "gtsrb")
+# What data that TFDS prepares are called with in front.
+_TFDS = "tfds:"
 # Of rendered images that nobody asks for in another size.
 _SIDE = 32
 # Classes that a message names.
@@ -20,6 +22,7 @@ def load_data(
     name: str,
     *,
     image_size: int | None = None,
+    resize: str = "stretch",
     expected_side: int | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -29,9 +32,10 @@ def load_data(
     Args:
         name: ``"synthetic"``; ``"gtsrb"``, which downloads the official
             archives; the path of a directory that holds those archives or
-            their extracted tree; or the path of any image folder or zip.
-        image_size: Side to which the images of a folder or zip are resized, or synthetic
-            ones rendered; GTSRB's are 32.
+            their extracted tree; ``"tfds:NAME"``, what :func:`load_tfds` takes; or the path of
+            any image folder or zip.
+        image_size: Side to which images are resized, or synthetic ones rendered; GTSRB's are 32.
+        resize: What becomes of an image that is not square; see :func:`load_folder`.
         expected_side: Side that all images must have, such as a network takes; known before all
             are decoded.
         seed: Seed of rendering and of splits made here.
@@ -55,6 +59,18 @@ def load_data(
         return synthetic(size=image_size or _SIDE, seed=seed, progress=progress)
     if name == "gtsrb":
         return _gtsrb(None, image_size, seed, progress)
+    if name.startswith(_TFDS):
+        from jaxpoison.datasets.prepared import load_tfds
+
+        found = load_tfds(
+            name.removeprefix(_TFDS),
+            image_size=image_size,
+            resize=resize,
+            seed=seed,
+            progress=progress,
+        )
+        check_side(found.train.images[0], expected_side, found.train.ids[0], name)
+        return found
     path = _existing(name)
     # Imported here: TFDS takes seconds to import and only this data set needs it.
     from jaxpoison.datasets.gtsrb import holds_gtsrb
@@ -62,7 +78,12 @@ def load_data(
     if holds_gtsrb(path):
         return _gtsrb(path, image_size, seed, progress)
     return load_folder(
-        path, image_size=image_size, expected_side=expected_side, seed=seed, progress=progress
+        path,
+        image_size=image_size,
+        resize=resize,
+        expected_side=expected_side,
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -101,6 +122,10 @@ def class_names(data: str) -> tuple[str, ...]:
     """
     if data == "synthetic":
         return SYNTHETIC_CLASSES
+    if data.startswith(_TFDS):
+        from jaxpoison.datasets.prepared import class_names_of_tfds
+
+        return class_names_of_tfds(data.removeprefix(_TFDS))
     from jaxpoison.datasets import gtsrb
 
     if data == "gtsrb" or gtsrb.holds_gtsrb(_existing(data)):
@@ -112,8 +137,8 @@ def _existing(name: str) -> Path:
     path = Path(name)
     if not path.exists():
         raise FileNotFoundError(
-            f"no data at {name!r}: expected {', '.join(DATASETS)}, or the path of an image "
-            "folder or zip"
+            f"no data at {name!r}: expected {', '.join(DATASETS)}, tfds:NAME, or the path of an "
+            "image folder or zip"
         )
     return path
 

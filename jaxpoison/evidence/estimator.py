@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from sklearn.base import BaseEstimator
 from sklearn.utils import Tags
 
+from jaxpoison._storage import rows_of
 from jaxpoison.detectors.density import HeatmapDensity
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.evidence.class_evidence import ClassEvidence
@@ -154,7 +155,7 @@ class TransplantJudge(BaseEstimator):
         shaped = np.flatnonzero(~constant(heatmaps))
         if len(shaped) < density.min_cluster_size:
             return []
-        groups = [shaped[group] for group in density.fit(heatmaps[shaped]).groups_]
+        groups = [shaped[group] for group in density.fit(rows_of(heatmaps, shaped)).groups_]
         return [g for k, g in enumerate(groups) if k > 0 or 2 * len(g) < len(heatmaps)]
 
     def sample_distances(self, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m m"]:

@@ -33,6 +33,8 @@ from jaxpoison.models.inference import class_count, predict
 
 # Members of a group that are asked, and class-mates, evenly over all, that are the control.
 _OF_GROUP, _CONTROL = 8, 32
+# Pixels of images, every size of window counted, whose regions are pasted in one go.
+_PIXELS = 2**26
 # Fewest images that are screened.
 _SCREENED = 64
 # Where this share of those asked last is called, as many again are asked.
@@ -160,8 +162,8 @@ def judge_class(
     trigger = recovered_trigger(images[those], start[best[those], those], size=size)
     found = dataclasses.replace(found, trigger=trigger)
     others = np.setdiff1d(np.arange(len(images)), those)
-    carriers, carried = find_carriers(model, images[others], found, hosts, progress=progress)
-    return dataclasses.replace(found, carriers=others[carriers], carried=carried)
+    carriers, carried = find_carriers(model, images, found, hosts, among=others, progress=progress)
+    return dataclasses.replace(found, carriers=carriers, carried=carried)
 
 
 def _leaves(
@@ -206,24 +208,32 @@ class _Windows:
     ) -> Float[np.ndarray, "r m k"]:
         """Of :func:`transplant_margins`, for every size, some images and some hosts."""
         among = np.ix_(np.arange(len(self.sizes)), rows, columns)
-        size, row, column = np.nonzero(np.isnan(self._margins[among]))
-        if len(size):
-            shape = self.images.shape[1:3]
-            masks = [
-                windows_at(of[rows], side, shape)
-                for of, side in zip(self.places, self.sizes, strict=True)
-            ]
-            # Every size of an image is one to be pasted: all sizes go together.
-            self._margins[size, rows[row], columns[column]] = margins_of_pairs(
-                self._model,
-                np.tile(self.images[rows], (len(masks), 1, 1, 1)),
-                np.concatenate(masks),
-                self.hosts,
-                self.label,
-                np.stack([size * len(rows) + row, columns[column]], -1),
-                progress=None if self._progress is None else f"{self._progress}, {doing}",
-            )
+        pixels = int(np.prod(self.images.shape[1:3])) * len(self.sizes)
+        count = max(1, _PIXELS // pixels)
+        for start in range(0, len(rows), count):
+            self._ask(rows[start : start + count], columns, doing)
         return self._margins[among]
+
+    def _ask(self, rows: Int[np.ndarray, " m"], columns: Int[np.ndarray, " k"], doing: str) -> None:
+        among = np.ix_(np.arange(len(self.sizes)), rows, columns)
+        size, row, column = np.nonzero(np.isnan(self._margins[among]))
+        if not len(size):
+            return
+        shape = self.images.shape[1:3]
+        masks = [
+            windows_at(of[rows], side, shape)
+            for of, side in zip(self.places, self.sizes, strict=True)
+        ]
+        # Every size of an image is one to be pasted: all sizes go together.
+        self._margins[size, rows[row], columns[column]] = margins_of_pairs(
+            self._model,
+            np.tile(self.images[rows], (len(masks), 1, 1, 1)),
+            np.concatenate(masks),
+            self.hosts,
+            self.label,
+            np.stack([size * len(rows) + row, columns[column]], -1),
+            progress=None if self._progress is None else f"{self._progress}, {doing}",
+        )
 
 
 def _said_on(
@@ -310,6 +320,7 @@ def find_carriers(
     evidence: ClassEvidence,
     hosts: Hosts,
     *,
+    among: Int[np.ndarray, " a"] | None = None,
     progress: str | None = None,
 ) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
     """Searches images of any class for the trigger of an attacked one.
@@ -324,6 +335,7 @@ def find_carriers(
         images: Searched; their labels play no part.
         evidence: Of the attacked class.
         hosts: Those that were used for it.
+        among: Indices of those that may be named; all by default.
         progress: Title of progress bars; none are shown without it.
 
     Returns:
@@ -337,12 +349,13 @@ def find_carriers(
         True
     """
     none = np.zeros(0, int), np.zeros(0)
-    if evidence.trigger is None or not len(images):
+    among = np.arange(len(images)) if among is None else among
+    if evidence.trigger is None or not len(among):
         return none
     title = None if progress is None else f"{progress}, looking for the trigger"
     distances, places = trigger_distances(evidence.trigger, images, progress=title)
     most = _FOR_EVERY_CALLED * int(evidence.called.sum()) + _MORE
-    likely = np.argsort(distances, kind="stable")[:most]
+    likely = among[np.argsort(distances[among], kind="stable")[:most]]
     likely = np.sort(likely[distances[likely] <= _REACH * evidence.trigger.reach])
     size = len(evidence.trigger.values)
     weights = evidence.weights[evidence.sizes.index(size)]

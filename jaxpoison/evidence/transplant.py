@@ -23,8 +23,8 @@ from jaxpoison.models.inference import PureModel, class_count, pure
 from jaxpoison.parallel import map_batches, over_devices
 
 # Pasted images that go through the network at once, on all devices together; and pairs of images
-# and hosts that are brought together at once.
-_PASTED, _PAIRS = 256, 4096
+# and hosts that are brought together at once, and their pixels.
+_PASTED, _PAIRS, _PIXELS = 256, 4096, 2**25
 # Permutations where there are too many to try all.
 _PERMUTATIONS = 9_999
 # Most that a host is thought to be turned by clean regions. Where most of a class is poisoned, its
@@ -179,9 +179,11 @@ def margins_of_pairs(
     """As :func:`transplant_margins`, for some pairs of an image and a host alone."""
     network, state = pure(model)
     parts = [np.zeros(0, np.float32)]
+    height, width = images.shape[1:3]
+    at_once = max(_PASTED, min(_PAIRS, _PIXELS // (height * width)))
     with Bar(progress or "", len(pairs), unit="pairs", show=progress is not None) as bar:
-        for first in range(0, len(pairs), _PAIRS):
-            some = pairs[first : first + _PAIRS]
+        for first in range(0, len(pairs), at_once):
+            some = pairs[first : first + at_once]
             # Always whole batches: however many pairs there are, a network is compiled once.
             rows, columns = np.pad(some, ((0, -len(some) % _PASTED), (0, 0)), "edge").T
             found = map_batches(

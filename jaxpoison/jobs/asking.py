@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxpoison._sampling import evenly
+from jaxpoison._storage import rows_of
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.evidence.class_evidence import ClassEvidence
 from jaxpoison.evidence.estimator import Case
@@ -51,7 +52,7 @@ def case_of_run(outcome: RunOutcome) -> Case:
     logits = predict(outcome.network.model, train.images[index])
     hosts = _drawn(train, explained.label, index, logits, outcome.search.seed)
     heatmaps = explained.relevance.sum(-1)
-    images = train.images[explained.members]
+    images = rows_of(train.images, explained.members)
     return Case(outcome.network.model, images, heatmaps, hosts, explained.label)
 
 
@@ -104,13 +105,21 @@ def case_of(
         hosts: Of :func:`possible_hosts`.
         seed: Of the draw of hosts.
     """
-    drawn = _hosts_of(train, label, hosts, seed)
-    return Case(network.model, train.images[members], heatmaps, drawn, label)
+    drawn = hosts_of(train, label, hosts, seed)
+    return Case(network.model, rows_of(train.images, members), heatmaps, drawn, label)
 
 
-def _hosts_of(
+def hosts_of(
     train: Dataset, label: int, hosts: tuple[Int[np.ndarray, " m"], Artefact], seed: int
 ) -> Hosts:
+    """What regions of a class's images are pasted on.
+
+    Args:
+        train: Training images.
+        label: The class.
+        hosts: Of :func:`possible_hosts`.
+        seed: Of the draw.
+    """
     index, logits = hosts
     return _drawn(train, label, index, logits.arrays["logits"], seed)
 
@@ -155,17 +164,19 @@ def look_for_carriers(
     """
     label = evidence.label
     others = np.flatnonzero(data.train.labels != label)
-    drawn = _hosts_of(data.train, label, hosts, seed)
+    drawn = hosts_of(data.train, label, hosts, seed)
 
     def make(_: Path) -> Made:
         title = f"trigger of class {label}" if progress else None
         arrays = {}
-        for name, images in (
-            ("train", data.train.images[others]),
-            ("validation", data.validation.images),
-            ("test", data.test.images),
+        for name, images, among in (
+            ("train", data.train.images, others),
+            ("validation", data.validation.images, None),
+            ("test", data.test.images, None),
         ):
-            found = find_carriers(network.model, images, evidence, drawn, progress=title)
+            found = find_carriers(
+                network.model, images, evidence, drawn, among=among, progress=title
+            )
             arrays[name] = found[0]
         return Made({}, arrays)
 
@@ -181,4 +192,4 @@ def look_for_carriers(
         code=(find_carriers, *kinds_of(network.model)),
     )
     found = stage.arrays
-    return Carriers(others[found["train"]], found["validation"], found["test"], stage.seconds)
+    return Carriers(found["train"], found["validation"], found["test"], stage.seconds)

@@ -21,6 +21,7 @@ from jaxpoison._checks import check_choice, check_fraction, check_integer, set_f
 from jaxpoison._names import shown
 from jaxpoison.attacks.pgd import PGD
 from jaxpoison.attacks.triggers import AmplitudePattern, Sticker
+from jaxpoison.datasets.decoding import RESIZES
 from jaxpoison.datasets.loading import DATASETS
 from jaxpoison.evidence.verdict import CASCADE, JUDGE, scanners
 from jaxpoison.gw.kmeans import MODES
@@ -175,12 +176,13 @@ class RunConfig:
     # Options whose values are of a class of their own: by field, what names of options begin with.
     NESTED: ClassVar[Mapping[str, str]] = {"pgd": "pgd"}
     # Options that files of this schema may lack, being older: the default is what was done then.
-    ADDED: ClassVar[frozenset[str]] = frozenset({"exclude", "layer", "weights"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"exclude", "layer", "resize", "weights"})
 
     data: str = option(
         "synthetic",
-        "synthetic, gtsrb (downloads it), or the path of an image folder or zip "
-        "(split/class/file or class/file), or of a directory with GTSRB's archives",
+        "synthetic, gtsrb (downloads it), tfds:NAME (what TensorFlow Datasets prepares), or the "
+        "path of an image folder or zip (split/class/file or class/file), or of a directory with "
+        "GTSRB's archives",
         metavar="NAME_OR_PATH",
         group="data",
     )
@@ -257,9 +259,16 @@ class RunConfig:
     )
     image_size: int | None = option(
         None,
-        "resize the images of a folder or zip, or render synthetic ones so; the Inception takes 32",
+        "resize images to this side, or render synthetic ones so; the Inception takes 32",
         metavar="PIXELS",
         at_least=1,
+        group="data",
+    )
+    resize: str = option(
+        "stretch",
+        "what becomes of an image that is not square: stretch, crop (its middle is kept) or pad "
+        "(with black)",
+        choices=RESIZES,
         group="data",
     )
     exclude: str | None = option(
@@ -320,6 +329,8 @@ class RunConfig:
                 f"weights are of a network that is trained: nothing can be attacked before, found "
                 f"the attack {self.attack} (none is needed)"
             )
+        if self.resize != "stretch" and self.image_size is None:
+            raise ValueError(f"resize {self.resize} needs an image size, found none")
         # Made and dropped: what is wrong with them is said here, before anything runs.
         Sticker(self.sticker_size)
         AmplitudePattern(self.amplitude, self.trigger_distance, self.four_corners)

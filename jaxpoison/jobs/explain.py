@@ -23,8 +23,8 @@ from jaxpoison.jobs.stages import WorkDirectory
 from jaxpoison.lrp.attributions import ATTRIBUTIONS
 from jaxpoison.models.inference import kinds_of
 
-# Images per stage.
-_PART = 2048
+# Images per stage at the most, and pixels.
+_PART, _PIXELS = 2048, 2**25
 
 
 def explain_all(config: RunConfig, workdir: str | Path, *, progress: bool = False) -> Path:
@@ -96,13 +96,15 @@ def class_parts(
         Indices of some images, and a stage with their ``heatmaps``, summed over channels.
     """
     members = np.flatnonzero(train.labels == label)
-    for start in range(0, len(members), _PART):
-        part = members[start : start + _PART]
+    height, width, _ = train.image_shape
+    count = max(1, min(_PART, _PIXELS // (height * width)))
+    for number, start in enumerate(range(0, len(members), count)):
+        part = members[start : start + count]
         some = train.take(part)
         yield (
             part,
             work.stage(
-                f"explain-class-{label:04d}-{start // _PART:03d}",
+                f"explain-class-{label:04d}-{number:03d}",
                 {
                     "network": network.key,
                     "attribution": described(ATTRIBUTIONS[search.attribution]()),

@@ -15,11 +15,11 @@ from flax import nnx
 
 from jaxpoison._checks import check_class
 from jaxpoison._progress import console
+from jaxpoison._storage import cache_directory
 from jaxpoison.attacks.backdoor import standard_backdoor
 from jaxpoison.attacks.label_consistent import label_consistent_backdoor
 from jaxpoison.attacks.pgd import perturbed
 from jaxpoison.attacks.triggers import AmplitudePattern, Sticker, Trigger
-from jaxpoison.datasets.cache import cache_directory
 from jaxpoison.datasets.dataset import Splits
 from jaxpoison.datasets.excluding import listed_images, without_listed
 from jaxpoison.datasets.loading import load_data
@@ -106,6 +106,7 @@ def _loaded(config: RunConfig, progress: bool) -> Splits:
     return load_data(
         config.data,
         image_size=config.image_size,
+        resize=config.resize,
         expected_side=image_side_of(config.model),
         seed=config.seed,
         progress=progress,
@@ -323,11 +324,12 @@ def _is_loaded(trained: Artefact, model: nnx.Module) -> bool:
     return hash_of_weights(model) == trained.values["weights"]
 
 
-def trained_network(workdir: str | Path) -> nnx.Module:
+def trained_network(workdir: str | Path, *, job: str | None = None) -> nnx.Module:
     """The network that the last job in a work directory trained or used, in evaluation mode.
 
     Args:
         workdir: Of ``jaxpoison run``, ``scan``, ``explain`` or ``repair``.
+        job: One of these, whose network is wanted; by default that which ended last.
 
     Raises:
         FileNotFoundError: No job has ended there, or the last one was given its network.
@@ -343,6 +345,7 @@ def trained_network(workdir: str | Path) -> nnx.Module:
     workdir = Path(workdir)
     work = WorkDirectory(workdir) if workdir.is_dir() else None
     jobs = work.finished() if work else []
+    jobs = [each for each in jobs if job in (None, each["job"])]
     if work is None or not jobs:
         raise FileNotFoundError(f"no job has ended in {workdir}: run jaxpoison run first")
     key = jobs[-1]["network"]

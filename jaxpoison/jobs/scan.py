@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,15 @@ from sklearn.exceptions import ConvergenceWarning
 from jaxpoison._files import write_json, write_text
 from jaxpoison._names import shown
 from jaxpoison._progress import Bar
+from jaxpoison._storage import empty_array
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Sees
 from jaxpoison.evidence.estimator import Case
 from jaxpoison.evidence.verdict import passed_on
 from jaxpoison.gw.kmeans import UninformativeCouplingsWarning
+from jaxpoison.jobs.against import KnownAttack, write_known_attacks
 from jaxpoison.jobs.artefact import Artefact, Made
-from jaxpoison.jobs.asking import case_of, look_for_carriers, possible_hosts
+from jaxpoison.jobs.asking import case_of, hosts_of, look_for_carriers, possible_hosts
 from jaxpoison.jobs.brought import brought, splits_of
 from jaxpoison.jobs.config import RunConfig, ScanConfig, SearchOptions
 from jaxpoison.jobs.detecting import FEWEST
@@ -93,7 +95,7 @@ def scan(
         work.plan = plan_of_scan(splits, None, options.detectors)
         outcome = _scan_classes(how, options, brought(model, splits.train), splits, work, progress)
         if workdir is not None:
-            _write_records(Path(workdir), outcome)
+            _write_records(Path(workdir), outcome, work)
         work.finish(None)
     return outcome
 
@@ -140,7 +142,7 @@ def run_scan(
         found = _scan_classes(config.search, options, network, data, work, progress)
         outcome = dataclasses.replace(found, config=config)
         write_json(workdir / "config.json", config.record())
-        _write_records(workdir, outcome)
+        _write_records(workdir, outcome, work)
         work.finish(network.trained_as)
     return outcome
 
@@ -172,11 +174,23 @@ def _scan_classes(
     )
 
 
-def _write_records(workdir: Path, outcome: ScanOutcome) -> None:
+def _write_records(workdir: Path, outcome: ScanOutcome, work: WorkDirectory) -> None:
     write_json(workdir / "scan.json", scan_record(outcome))
     write_text(workdir / "classes.csv", classes_table(outcome))
     write_text(workdir / "clusters.csv", clusters_table(outcome))
     write_text(workdir / "suspects.csv", suspects_of_scan(outcome))
+    write_known_attacks(workdir, _known(outcome, work))
+
+
+def _known(outcome: ScanOutcome, work: WorkDirectory) -> Iterator[KnownAttack]:
+    """Attacked classes whose trigger is known."""
+    train, search = outcome.data.train, outcome.search
+    for scanned in outcome.classes:
+        evidence = scanned.finding.evidence
+        if evidence is not None and evidence.trigger is not None:
+            possible = possible_hosts(outcome.network, train, work, progress=False)
+            hosts = hosts_of(train, scanned.label, possible, search.seed)
+            yield KnownAttack(train.class_names, evidence, hosts)
 
 
 class _Searcher:
@@ -319,11 +333,14 @@ class _Searcher:
 
     def _heatmaps(self) -> Callable[[int], tuple[np.ndarray, str]]:
         def of_class(label: int) -> tuple[np.ndarray, str]:
-            parts = class_parts(self.how, self.network, self.train, label, self.work)
-            made = [part for _, part in parts]
-            for part in made:
+            count = int((self.train.labels == label).sum())
+            heatmaps = empty_array((count, *self.train.image_shape[:2]), np.float32)
+            keys, done = [], 0
+            for members, part in class_parts(self.how, self.network, self.train, label, self.work):
+                heatmaps[done : done + len(members)] = part.arrays["heatmaps"]
+                done += len(members)
+                keys.append(part.key)
                 self._took("explain", part)
-            keys = " ".join(part.key for part in made)
-            return np.concatenate([part.arrays["heatmaps"] for part in made]), keys
+            return heatmaps, " ".join(keys)
 
         return of_class

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from jaxpoison._checks import check_choice, check_class
 from jaxpoison._code import described
 from jaxpoison._files import write_json, write_text
+from jaxpoison._storage import rows_of
 from jaxpoison.datasets.dataset import Dataset, Splits
 from jaxpoison.detectors.detection import Detector, Sees
 from jaxpoison.jobs.artefact import Artefact
@@ -189,7 +190,7 @@ def explain_members(
     progress: bool,
 ) -> tuple[Artefact, ExplainedClass]:
     """Explains images towards the target class."""
-    images, model = train.images[members], network.model
+    images, model = rows_of(train.images, members), network.model
     stage = work.stage(
         "explain",
         {

@@ -57,8 +57,8 @@ def made_network(name: str, num_classes: int, seed: int) -> nnx.Module:
 
     Args:
         name: Of :data:`MODELS`, or ``package.module:function``, looked for in the current
-            directory first. Of the arguments ``num_classes`` and ``rngs`` the function is given
-            those that it has.
+            directory first; a class will do. Of the arguments ``num_classes`` and ``rngs`` the
+            function is given those that it has.
         num_classes: Of the data.
         seed: Of the first parameters.
 
@@ -72,7 +72,7 @@ def made_network(name: str, num_classes: int, seed: int) -> nnx.Module:
         return MODELS[name](num_classes, rngs=rngs)
     function = _own_function(name)
     known: dict[str, Any] = {"num_classes": num_classes, "rngs": rngs}
-    arguments = inspect.signature(function).parameters.values()
+    arguments = _arguments_of(function)
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     needed = [
         each.name
@@ -114,6 +114,14 @@ def _own_function(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"{name} must be a function, found {type(found).__name__}")
     return found
+
+
+def _arguments_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """A function's, or those that make an instance of a class."""
+    if inspect.isclass(function):
+        # NNX's metaclass hides them.
+        return list(inspect.signature(function.__init__).parameters.values())[1:]
+    return list(inspect.signature(function).parameters.values())
 
 
 def check_network(model: Any) -> nnx.Module:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jaxpoison._names import shown
 from jaxpoison.evidence.verdict import CASCADE, JUDGE
+from jaxpoison.jobs.against import AgainstOutcome
 from jaxpoison.jobs.outcome import RepairOutcome, RunOutcome, ScanOutcome
 from jaxpoison.lrp.graph import last_dense_layer
 from jaxpoison.lrp.propagation import ruled_layers
@@ -103,6 +104,36 @@ def print_scan(outcome: ScanOutcome, workdir: Path, seconds: float) -> None:
     console.print(
         f"report: {_at(workdir / 'scan.html')}   {sum(int(part.sum()) for part in called)} images "
         f"called: {_at(workdir / 'suspects.csv')}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_against(outcome: AgainstOutcome, scanned: Path, workdir: Path) -> None:
+    """Which new images carry a trigger that a scan knows.
+
+    Args:
+        outcome: Of the search.
+        scanned: Work directory of the scan.
+        workdir: Where the new images' files are.
+    """
+    console = _console()
+    if not outcome.found:
+        console.print(
+            f"the scan in {shown(str(scanned))} knows no trigger: nothing was looked for",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for each in outcome.found:
+        console.print(
+            f"class {each.attack.evidence.label} ({shown(each.attack.name)}), called attacked by "
+            f"the scan: {len(each.members)} of {len(outcome.data)} new images carry its trigger",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"{int(outcome.called.sum())} images called: {_at(workdir / 'suspects.csv')}   "
+        f"{outcome.seconds:.0f} s",
         highlight=False,
         soft_wrap=True,
     )

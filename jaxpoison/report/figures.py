@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import IO
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from jaxpoison._names import shown
 from jaxpoison.detectors.detection import Detection
@@ -175,6 +176,35 @@ def trigger_picture(evidence: ClassEvidence, names: Sequence[str]) -> Figure:
     said = f"% of their images that become {shown(names[evidence.label])}"
     axis.set_xlabel(said, fontsize=8, parse_math=False)
     axis.tick_params(axis="x", labelsize=7)
+    return figure
+
+
+def carriers_sheet(
+    images: UInt8[np.ndarray, "m h w c"],
+    places: Int[np.ndarray, "m 2"],
+    size: int,
+    titles: Sequence[str],
+) -> Figure:
+    """Images with a frame around the trigger that each carries.
+
+    Args:
+        images: At least one.
+        places: Row and column of the trigger's upper left corner.
+        size: Side of the trigger.
+        titles: One for each.
+    """
+    columns = min(6, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.6 * columns, 1.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, (row, column), title in zip(axes, images, places, titles, strict=False):
+        axis.imshow(image.squeeze(), cmap="grey")
+        corner = float(column) - 1, float(row) - 1
+        frame = Rectangle(corner, size + 1, size + 1, fill=False, edgecolor=_SUSPECT, linewidth=2)
+        axis.add_patch(frame)
+        axis.set_title(shown(title), fontsize=8, parse_math=False)
     return figure
 
 

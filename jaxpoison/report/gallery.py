@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,30 +55,28 @@ class Gallery:
 
 
 def gallery(
-    images: UInt8[np.ndarray, "n h w c"],
-    heatmaps: Float[np.ndarray, "n h w"],
+    images: UInt8[np.ndarray, "m h w c"],
+    heatmaps: Float[np.ndarray, "m h w"],
     names: Sequence[str],
     detections: Mapping[str, Detection],
     poisoned: Bool[np.ndarray, " n"] | None,
+    chosen: Int[np.ndarray, " m"],
 ) -> Gallery:
     """Images of one class with what was found in them.
 
-    Of more than 2,500 images, those with the highest scores of every detector are shown, and
-    some of the others.
-
     Args:
-        images: All of the class.
-        heatmaps: Their relevance towards it.
-        names: Of the images.
+        images: Those that are shown.
+        heatmaps: Their relevance towards the class.
+        names: Of all images of the class.
         detections: By the detectors' names.
-        poisoned: The truth, where it is known.
+        poisoned: The truth about all, where it is known.
+        chosen: Which are shown, of :func:`shown_images`.
     """
-    chosen = _chosen(len(images), detections)
     size = min(_SIDE, max(images.shape[1:3]))
     columns = math.ceil(math.sqrt(len(chosen)))
     data: dict[str, Any] = {
         "names": [shown(names[int(k)]) for k in chosen],
-        "places": places(heatmaps[chosen]).round(5).tolist(),
+        "places": places(heatmaps).round(5).tolist(),
         "detectors": {
             name: {
                 "scores": [float(f"{score:.5g}") for score in found.scores[chosen]],
@@ -92,16 +90,24 @@ def gallery(
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return Gallery(
         Markup(text),  # noqa: S704 (escaped the line before)
-        _sheet(images[chosen], columns, size),
-        _sheet(_coloured(heatmaps[chosen]), columns, size),
+        _sheet(images, len(images), columns, size),
+        _sheet(_coloured(heatmaps), len(heatmaps), columns, size),
         columns,
         size,
         len(chosen),
-        len(images),
+        len(names),
     )
 
 
-def _chosen(n: int, detections: Mapping[str, Detection]) -> Int[np.ndarray, " m"]:
+def shown_images(n: int, detections: Mapping[str, Detection]) -> Int[np.ndarray, " m"]:
+    """Which images of a class are shown: all, up to 2,500.
+
+    Of more, those with the highest scores of every detector, and some of the others.
+
+    Args:
+        n: How many there are.
+        detections: By the detectors' names.
+    """
     if n <= _MOST:
         return np.arange(n)
     per_detector = _MOST // (2 * max(1, len(detections)))
@@ -127,18 +133,21 @@ def places(heatmaps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 2"]:
     return found
 
 
-def _coloured(heatmaps: Float[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3"]:
+def _coloured(heatmaps: Float[np.ndarray, "n h w"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Bright for much relevance; with negative one, red for and blue against."""
-    high = np.quantile(np.abs(heatmaps), 0.998, (1, 2), keepdims=True)
-    high = np.maximum(high, np.finfo(np.float32).tiny)
-    if heatmaps.min() < 0:
-        return mpl.colormaps["seismic"](heatmaps / (2 * high) + 0.5, bytes=True)[..., :3]
-    return mpl.colormaps["inferno"](heatmaps / high, bytes=True)[..., :3]
+    signed = heatmaps.min() < 0
+    colors = mpl.colormaps["seismic" if signed else "inferno"]
+    for heatmap in heatmaps:
+        high = max(float(np.quantile(np.abs(heatmap), 0.998)), np.finfo(np.float32).tiny)
+        values = heatmap / (2 * high) + 0.5 if signed else heatmap / high
+        yield colors(values, bytes=True)[..., :3]
 
 
-def _sheet(images: UInt8[np.ndarray, "n h w c"], columns: int, side: int) -> str:
+def _sheet(
+    images: Iterable[UInt8[np.ndarray, "h w c"]], count: int, columns: int, side: int
+) -> str:
     """Thumbnails side by side, as a data URI."""
-    sheet = Image.new("RGB", (columns * side, -(-len(images) // columns) * side))
+    sheet = Image.new("RGB", (columns * side, -(-count // columns) * side))
     for k, image in enumerate(images):
         pixels = image.squeeze(-1) if image.shape[-1] == 1 else image
         small = Image.fromarray(pixels).convert("RGB")

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from jaxpoison._files import replace_file, write_text
 from jaxpoison._names import shown
 from jaxpoison._sampling import evenly
+from jaxpoison._storage import empty_array, in_chunks
 from jaxpoison.datasets.dataset import Dataset
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.evidence.class_evidence import ClassEvidence
@@ -34,7 +35,7 @@ from jaxpoison.report.figures import (
     training_course,
     trigger_picture,
 )
-from jaxpoison.report.gallery import Gallery, gallery
+from jaxpoison.report.gallery import Gallery, gallery, shown_images
 from jaxpoison.report.words import said_of_attacked, said_of_excluded, said_of_run, said_of_scan
 
 _EXAMPLES = 4
@@ -60,6 +61,7 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
     training = outcome.network.training
     detections = {name: found.detection for name, found in outcome.findings.items()}
     evidence = [found.evidence for found in outcome.findings.values()]
+    chosen = shown_images(len(outcome.explained.members), detections)
     write_text(
         path,
         _template("report.html.jinja").render(
@@ -78,8 +80,9 @@ def write_report(path: Path, outcome: RunOutcome) -> None:
             gallery=_gallery(
                 outcome.data.train,
                 outcome.explained.members,
-                outcome.explained.relevance,
+                outcome.explained.relevance[chosen].sum(-1),
                 detections,
+                chosen,
             ),
             poisoned_images=None if outcome.poisoned is None else int(outcome.poisoned.sum()),
             rates={name: outcome.rates(name) for name in outcome.findings},
@@ -155,9 +158,18 @@ def write_scan_report(path: Path, outcome: ScanOutcome) -> None:
 def _write_class_page(folder: Path, outcome: ScanOutcome, scanned: ScannedClass) -> str:
     """A page to look at all images of a class that is called attacked; gives its name."""
     train, finding = outcome.data.train, scanned.finding
-    labels = train.labels[scanned.members]
+    detections = {finding.detector: finding.detection}
+    chosen = shown_images(len(scanned.members), detections)
+    rows = scanned.members[chosen]
+    heatmaps = empty_array((len(rows), *train.image_shape[:2]), np.float32)
     method = ATTRIBUTIONS[outcome.search.attribution]()
-    found = explain(outcome.network.model, train.images[scanned.members], labels, method=method)
+
+    def fill(some: slice) -> None:
+        images, labels = train.images[rows[some]], train.labels[rows[some]]
+        found = explain(outcome.network.model, images, labels, method=method)
+        heatmaps[some] = found.relevance.sum(-1)
+
+    in_chunks(fill, heatmaps)
     name = f"class-{scanned.label}.html"
     write_text(
         folder / name,
@@ -167,9 +179,7 @@ def _write_class_page(folder: Path, outcome: ScanOutcome, scanned: ScannedClass)
             data_name=_data_name(outcome.config),
             sentence=said_of_attacked(scanned, train.class_names),
             trigger_figures=_trigger_figures(folder, [finding.evidence], train.class_names),
-            gallery=_gallery(
-                train, scanned.members, found.relevance, {finding.detector: finding.detection}
-            ),
+            gallery=_gallery(train, scanned.members, heatmaps, detections, chosen),
         ),
     )
     return name
@@ -178,15 +188,17 @@ def _write_class_page(folder: Path, outcome: ScanOutcome, scanned: ScannedClass)
 def _gallery(
     train: Dataset,
     members: Int[np.ndarray, " n"],
-    relevance: Float[np.ndarray, "n h w c"],
+    heatmaps: Float[np.ndarray, "m h w"],
     detections: Mapping[str, Detection],
+    chosen: Int[np.ndarray, " m"],
 ) -> Gallery:
     return gallery(
-        train.images[members],
-        relevance.sum(-1),
+        train.images[members[chosen]],
+        heatmaps,
         [train.ids[k] for k in members],
         detections,
         None if train.poisoned is None else train.poisoned[members],
+        chosen,
     )
 
 

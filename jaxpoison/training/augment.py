@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, PRNGKeyArray
+
+_LUMA = (0.2989, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,43 @@ class Augmentation:
             return jax.random.uniform(key, minval=1 - self.jitter, maxval=1 + self.jitter)
 
         image = jnp.clip(image * factor(brightness), 0, 1)
-        mean = dm_pix.rgb_to_grayscale(image).mean()
+        mean = _luma(image).mean()
         image = jnp.clip(mean + factor(contrast) * (image - mean), 0, 1)
-        luminance = dm_pix.rgb_to_grayscale(image, keep_dims=True)
+        luminance = _luma(image)
         image = jnp.clip(luminance + factor(saturation) * (image - luminance), 0, 1)
         turn = jax.random.uniform(hue, minval=-self.jitter, maxval=self.jitter)
-        image = jnp.clip(dm_pix.adjust_hue(image, turn), 0, 1)
+        image = jnp.clip(_with_hue_turned(image, turn), 0, 1)
         return jnp.where(
             jax.random.bernoulli(grey, float(self.grey)),
-            dm_pix.rgb_to_grayscale(image, keep_dims=True),
+            jnp.broadcast_to(_luma(image), image.shape),
             image,
         )
+
+
+def _luma(image: Float[Array, "h w 3"]) -> Float[Array, "h w 1"]:
+    """Brightness by Recommendation 601 of the ITU."""
+    return (image * jnp.array(_LUMA, image.dtype)[None, None]).sum(-1, keepdims=True)
+
+
+def _with_hue_turned(image: Float[Array, "h w 3"], turn: Array) -> Float[Array, "h w 3"]:
+    """The hue in HSV turned, in turns of the colour circle.
+
+    By the usual formulas, but for how the largest channel is known. Asked which one
+    *equals* the maximum, XLA may answer none: it computes a channel again where it is needed, and
+    rounds it another time. Asked which one is no smaller than the others, it is right up to
+    rounding, and where two are as large both give the same.
+    """
+    red, green, blue = (image[..., c] for c in range(3))
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    of_grey = jnp.where(chroma > 0, chroma, 1)
+    hue = jnp.where(
+        (red >= green) & (red >= blue),
+        (green - blue) / of_grey,
+        jnp.where(green >= blue, (blue - red) / of_grey + 2, (red - green) / of_grey + 4),
+    )
+    # In sixths of a turn; every channel falls off linearly from its own, over two sixths.
+    places = (hue + 6 * turn)[..., None] + jnp.array([5, 3, 1], image.dtype)[None, None]
+    away = places % 6
+    darker = jnp.clip(jnp.minimum(away, 4 - away), 0, 1)
+    return value[..., None] - chroma[..., None] * darker

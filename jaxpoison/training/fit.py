@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from jaxpoison._code import code_of
 from jaxpoison._progress import Bar
+from jaxpoison._storage import is_large
 from jaxpoison.datasets.dataset import Dataset
 from jaxpoison.models.inference import evaluation_view, fingerprint, kinds_of, predict
 from jaxpoison.parallel import mesh_of, shardings_on, training_mesh
@@ -72,7 +73,8 @@ def fit(
 
     Args:
         model: Takes images in [0, 1], gives logits.
-        train: Training images.
+        train: Training images; from one gibibyte on they stay where they are, and are read eight
+            batches at a time.
         validation: Images whose loss chooses the best epoch.
         config: How to train.
         checkpoints: Directory for one checkpoint per epoch. A training that
@@ -116,8 +118,10 @@ def fit(
             history = History(tuple(Epoch(**e) for e in course["epochs"]), course["best"])
     # The step takes its input's memory, so what is kept must be a copy.
     best = jax.tree.map(jnp.copy, best)
-    everywhere, _ = shardings_on(mesh_of(devices))
-    images, labels = jax.device_put((train.images, train.labels.astype(np.int32)), everywhere)
+    images, labels = train.images, train.labels.astype(np.int32)
+    if not is_large(images.shape, images.dtype):
+        everywhere, _ = shardings_on(mesh_of(devices))
+        images, labels = jax.device_put((images, labels), everywhere)
     scored = nnx.clone(model)
     total = config.epochs * steps * config.batch_size
     with Bar("training", total, unit="images", show=progress) as bar:
@@ -180,13 +184,16 @@ def fit(
 def _blocks(
     state: TrainState,
     run_steps: Steps,
-    images: jax.Array,
-    labels: jax.Array,
+    images: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray,
     config: TrainConfig,
     steps: int,
     key: jax.Array,
 ) -> Iterator[tuple[TrainState, Float[np.ndarray, "k 2"]]]:
-    """One epoch; every block's metrics come while the next block is computed."""
+    """One epoch; every block's metrics come while the next block is computed.
+
+    Images on the host are read block by block.
+    """
     order_key, step_key = jax.random.split(key)
     order = np.asarray(jax.random.permutation(order_key, len(images)))
     batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
@@ -196,7 +203,12 @@ def _blocks(
         # One shape for all blocks; of the last one's rows, those that are missing are not run.
         block = np.zeros((_BLOCK, config.batch_size), np.int32)
         block[:count] = batches[first : first + count]
-        following = run_steps(state, images, labels, block, count, step_key, first)
+        among = images, labels
+        if isinstance(images, np.ndarray):
+            rows = block.reshape(-1)
+            among = images[rows], labels[rows]
+            block = np.arange(block.size, dtype=np.int32).reshape(block.shape)
+        following = run_steps(state, *among, block, count, step_key, first)
         if pending is not None:
             yield following[0], np.asarray(pending)
         state, pending = following[0], following[1][:count]

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
 from optax import contrib
 
+from jaxpoison.models.convolution import conv_general_dilated
 from jaxpoison.parallel import BATCH, mesh_of, training_mesh
 from jaxpoison.training.checkpoints import is_key
 from jaxpoison.training.protocols import TrainConfig
@@ -46,8 +47,8 @@ class TrainState:
 Steps = Callable[
     [
         TrainState,
-        UInt8[Array, "n h w c"],
-        Int[Array, " n"],
+        UInt8[Array | np.ndarray, "n h w c"],
+        Int[Array | np.ndarray, " n"],
         Int[Array | np.ndarray, "steps b"],
         int,
         PRNGKeyArray,
@@ -97,6 +98,12 @@ def make_train_steps(
     working.train()
     placed = []
     for path, module in nnx.iter_modules(working):
+        if (
+            isinstance(module, nnx.Conv)
+            and module.conv_general_dilated is jax.lax.conv_general_dilated
+        ):
+            # On CPUs XLA's gradients of convolutions take ten times as long.
+            module.conv_general_dilated = conv_general_dilated
         if type(module) is nnx.Dropout:
             module.__class__ = _PlacedDropout
             placed.append(tuple(map(str, path)))

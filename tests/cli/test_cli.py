@@ -18,7 +18,10 @@ from jaxpoison.jobs.config import RepairConfig, ScanConfig
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "nowhere"], "no data at 'nowhere': expected synthetic, gtsrb, or the path"),
+        (
+            ["--data", "nowhere"],
+            "no data at 'nowhere': expected synthetic, gtsrb, tfds:NAME, or the path",
+        ),
         (["--rate", "15"], "rate must be between 0 and 1, ends excluded (shares are fractions"),
         (["--detectors", "magic"], "detector must be one of raw_pca"),
         (["--sticker-size", "0"], "sticker size must be at least 1, found 0"),
@@ -95,6 +98,7 @@ def values():
         "source": ("3", []),
         "target": ("4", []),
         "image_size": ("48", []),
+        "resize": ("crop", ["--image-size", "48"]),
         "exclude": ("suspects.csv", []),
         "model": ("resnet18", []),
         "protocol": ("paper", []),
@@ -122,7 +126,12 @@ def test_every_option_reaches_its_field(option, ran, tmp_path):
     assert found == expected != option.default
     # Nothing else was changed but what it goes with.
     plain = RunConfig()
-    untouched = {f.name for f in dataclasses.fields(plain)} - {option.path[0], "attack", "trigger"}
+    untouched = {f.name for f in dataclasses.fields(plain)} - {
+        option.path[0],
+        "attack",
+        "trigger",
+        "image_size",
+    }
     assert all(getattr(ran[0][0], name) == getattr(plain, name) for name in untouched)
 
 
@@ -352,8 +361,8 @@ def test_the_restart_keeps_the_module_search_path(hostile):
     mistaken = command_line(SCRIPT, "run", "--data", "nowhere", cwd=hostile, **environment)
     assert mistaken.returncode == 2
     assert mistaken.stderr == (
-        "jaxpoison: no data at 'nowhere': expected synthetic, gtsrb, or the path of an image "
-        "folder or zip\n"
+        "jaxpoison: no data at 'nowhere': expected synthetic, gtsrb, tfds:NAME, or the path "
+        "of an image folder or zip\n"
     )
 
 

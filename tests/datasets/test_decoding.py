@@ -133,3 +133,25 @@ def test_damaged_bytes_are_refused_by_name(rng):
     assert len(messages) > 200
     assert all(message.startswith("cat.x ") for message in messages)
     assert not any("BytesIO" in message or "\n" in message for message in messages)
+
+
+def test_images_that_are_not_square_are_stretched_cut_or_padded():
+    """Four columns, of which the middle two are bright."""
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, 4:12] = 200
+    data = saved(Image.fromarray(pixels))
+    stretched = decode_image(data, "wide", 8)[..., 0]
+    assert (stretched[:, [0, 7]] == 0).all()
+    assert (stretched[:, 3:5] == 200).all()
+    assert (decode_image(data, "wide", 8, "crop") == 200).all()
+    padded = decode_image(data, "wide", 16, "pad")[..., 0]
+    assert (padded[:4] == 0).all()
+    assert (padded[12:] == 0).all()
+    np.testing.assert_array_equal(padded[4:12], pixels)
+    for resize in ("stretch", "crop", "pad"):
+        assert decode_image(data, "wide", 5, resize).shape == (5, 5, 3)
+        # An image of that size is left as it is.
+        square = saved(Image.fromarray(pixels[:, :8]))
+        np.testing.assert_array_equal(
+            decode_image(square, "square", 8, resize)[..., 0], pixels[:, :8]
+        )

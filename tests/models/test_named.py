@@ -36,6 +36,17 @@ def of_linen():
     return linen.Dense(3)
 
 
+class Net(nnx.Module):
+    def __init__(self, num_classes, width=4, *, rngs):
+        self.out_features = num_classes
+        self.layer = nnx.Linear(width, num_classes, rngs=rngs)
+
+
+class WideNet(Net):
+    def __init__(self, width, *, rngs):
+        super().__init__(3, width, rngs=rngs)
+
+
 def nothing():
     return None
 
@@ -59,12 +70,13 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "classes"), [("make", 5), ("bare", 3), ("options", 5), ("Networks.best", 3)]
+    ("name", "classes"),
+    [("make", 5), ("bare", 3), ("options", 5), ("Networks.best", 3), ("Net", 5)],
 )
 def test_a_function_is_given_what_it_takes(name, classes, place):
     before = list(sys.path)
     made = made_network(f"own_networks:{name}", 5, 0)
-    assert isinstance(made, nnx.Linear)
+    assert isinstance(made, nnx.Module)
     assert made.out_features == classes
     assert sys.path == before
 
@@ -74,6 +86,7 @@ def test_a_function_is_given_what_it_takes(name, classes, place):
     [
         ("own_networks:absent", ValueError, "own_networks has no absent: expected a function"),
         ("own_networks:wide", ValueError, "own_networks:wide needs width: it may have the arg"),
+        ("own_networks:WideNet", ValueError, "own_networks:WideNet needs width: it may have"),
         ("own_networks:NUMBER", ValueError, "own_networks:NUMBER must be a function, found int"),
         ("own_networks:nothing", TypeError, "must be a flax.nnx.Module, found NoneType$"),
         ("own_networks:of_linen", TypeError, r"found Dense: nnx.bridge.ToNNX\(module"),

@@ -16,7 +16,7 @@ from jaxpoison.detectors.detection import Detection
 from jaxpoison.gw.pairs import debiased_distances
 from jaxpoison.gw.scaling import scaled
 from jaxpoison.report import gallery as module
-from jaxpoison.report.gallery import gallery
+from jaxpoison.report.gallery import gallery, shown_images
 from jaxpoison.report.html import _template
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
@@ -47,7 +47,7 @@ def data_of(shown):
 
 def test_it_holds_what_was_found(rng):
     images, heatmaps, names, detections, poisoned = made(rng)
-    shown = gallery(images, heatmaps, names, detections, poisoned)
+    shown = gallery(images, heatmaps, names, detections, poisoned, np.arange(90))
     data = data_of(shown)
     assert data["names"] == names
     assert data["detectors"]["first"]["scores"] == list(range(90))
@@ -63,12 +63,14 @@ def test_it_holds_what_was_found(rng):
     # Compressed, but that image and no other.
     errors = [np.abs(tile - image).mean() for image in images]
     assert np.argmin(errors) == 41
-    assert data_of(gallery(images, heatmaps, names, {}, None))["poisoned"] is None
+    assert data_of(gallery(images, heatmaps, names, {}, None, np.arange(90)))["poisoned"] is None
 
 
 def test_of_many_images_the_highest_scores_are_shown(rng, monkeypatch):
     monkeypatch.setattr(module, "_MOST", 40)
-    shown = gallery(*made(rng))
+    images, heatmaps, names, detections, poisoned = made(rng)
+    chosen = shown_images(90, detections)
+    shown = gallery(images[chosen], heatmaps[chosen], names, detections, poisoned, chosen)
     data = data_of(shown)
     assert len(data["names"]) == shown.shown == 40
     assert shown.of == 90
@@ -84,7 +86,8 @@ def test_a_page_of_many_images_is_light(rng, monkeypatch):
     detections = {name: found(rng.normal(size=n), rng.random(n) < 0.1) for name in "abcdefghij"}
     monkeypatch.setattr(module, "places", lambda heatmaps: rng.normal(size=(len(heatmaps), 2)))
     names = [f"train/0000{k % 43}/0000{k}_000{k % 30}.png" for k in range(n)]
-    shown = gallery(images.astype(np.uint8), heatmaps, names, detections, rng.random(n) < 0.1)
+    poisoned, chosen = rng.random(n) < 0.1, shown_images(n, detections)
+    shown = gallery(images.astype(np.uint8), heatmaps, names, detections, poisoned, chosen)
     assert len(shown.data) + len(shown.images) + len(shown.heatmaps) < 4.5e6
 
 
@@ -129,7 +132,7 @@ def browser():
 def test_a_browser_sorts_filters_and_points(rng, tmp_path, browser):
     names = [f"{k}.png" for k in range(90)]
     names[3] = "</script><b>3.png"
-    shown = gallery(*made(rng, names=names))
+    shown = gallery(*made(rng, names=names), np.arange(90))
     # Any page holds a gallery alike.
     text = _template("class.html.jinja").environment.from_string(PAGE).render(shown=shown)
     (tmp_path / "page.html").write_text(text)

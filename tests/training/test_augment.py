@@ -1,9 +1,12 @@
+import colorsys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxpoison import Augmentation
+from jaxpoison.training.augment import _with_hue_turned
 
 pytestmark = pytest.mark.mixes_types
 
@@ -56,3 +59,33 @@ def test_crops_enlarge_and_stay_inside():
     area = np.asarray(Augmentation(0.6, rotation=0)(jax.random.key(0), spot)).sum((1, 2, 3)) / 64
     assert 0.95 < area.min() < 1.1
     assert 1.5 < area.max() < 1 / 0.6 + 0.1
+
+
+@pytest.mark.parametrize("turn", [-0.1, 0.0, 0.03, 0.5, 0.9])
+def test_hue_is_turned_as_in_hsv(turn, rng):
+    image = rng.random((9, 9, 3)).astype(np.float32)
+    # Greys, black, and pixels of which two channels are the largest, or all.
+    image[0] = image[0, :, :1]
+    image[1] = 0
+    image[2, :, 1] = image[2, :, 0] = 0.9
+    image[3, :, 2] = image[3, :, 1] = 0.9
+
+    def by_hand(pixel):
+        hue, saturation, value = colorsys.rgb_to_hsv(*map(float, pixel))
+        return colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
+
+    expected = np.apply_along_axis(by_hand, -1, image)
+    found = jax.jit(_with_hue_turned)(image, jnp.float32(turn))
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("count", [1, 4, 16, 64])
+def test_steps_that_are_compiled_together_give_what_they_give_alone(count, noise):
+    """XLA computes pixels again where they are needed: what is made of them must not jump."""
+    images = jnp.asarray(np.resize(noise.images, (count, 32, 32, 3)), jnp.float32) / 255
+    keys = jax.random.split(jax.random.key(3), count)
+    augment = Augmentation()
+    halves = jax.vmap(jax.random.split)(keys)
+    warped = jax.jit(jax.vmap(augment._warp))(halves[:, 0], images)
+    expected = jax.jit(jax.vmap(augment._recolour))(halves[:, 1], warped)
+    np.testing.assert_allclose(jax.jit(augment)(keys, images), expected, atol=1e-4)
