@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,20 +85,22 @@ def rows_of(array: np.ndarray, index: Int[np.ndarray, " m"]) -> np.ndarray:
     if first >= 0 and np.array_equal(index, np.arange(first, first + len(index))):
         return array[first : first + len(index)]
     found = empty_array(shape, array.dtype)
-    in_chunks(lambda chunk: found.__setitem__(chunk, array[index[chunk]]), found)
+    for chunk in chunks_of(found):
+        found[chunk] = array[index[chunk]]
     return found
 
 
 def copy_of(array: np.ndarray) -> np.ndarray:
     """A copy that can be written to; of a large array, in a file."""
     found = empty_array(array.shape, array.dtype)
-    in_chunks(lambda chunk: found.__setitem__(chunk, array[chunk]), found)
+    for chunk in chunks_of(found):
+        found[chunk] = array[chunk]
     return found
 
 
-def in_chunks(do: Callable[[slice], object], array: np.ndarray) -> None:
-    """Does something with rows of an array, some 64 MiB of them at once."""
+def chunks_of(array: np.ndarray) -> Iterator[slice]:
+    """Rows of an array, some 64 MiB of them at once."""
     row = math.prod(array.shape[1:]) * array.itemsize
     count = max(1, _AT_ONCE // max(1, row))
     for start in range(0, len(array), count):
-        do(slice(start, start + count))
+        yield slice(start, min(start + count, len(array)))

@@ -61,6 +61,9 @@ NIGHTLY = (
     "test_relevance_is_linear_in_its_start",
     "test_scikit_learns_checks_pass[HeatmapClusteringOnRows",
     "test_two_jobs_in_one_directory_take_turns",
+    "test_any_number_of_devices[8]",
+    "test_a_clustering_takes_the_memory_it_says[2048-30]",
+    "test_a_clustering_takes_the_memory_it_says[16384-10]",
     "test_memory_does_not_grow_with_the_number_of_images",
 )
 # Files that take minutes come first: no worker has one left when the others have ended. What the

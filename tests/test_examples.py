@@ -18,8 +18,8 @@ pytestmark = [
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 # Constants, whose types would be documented.
 CONSTANTS = {"DETECTORS", "TURNS_FROM"}
-# What is shown must not run in a process that has made its devices.
-SHOWN = {"use_one_device_per_core"}
+# What is shown must not run in a process that has made its devices, or downloads data.
+SHOWN = {"load_tfds", "use_one_device_per_core"}
 NAMES = sorted(set(jaxpoison.__all__) - CONSTANTS)
 
 

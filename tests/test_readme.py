@@ -42,7 +42,7 @@ class MyNetwork(nnx.Module):
 
 def attacked():
     """Four easy classes of the rendered signs, one poisoned."""
-    splits = synthetic(train=1000, validation=200, test=200)
+    splits = synthetic(train=2000, validation=400, test=200)
     four = []
     for part in (splits.train, splits.validation, splits.test):
         some = part.take(part.labels >= 6)
@@ -65,7 +65,7 @@ def test_example_finds_the_poisoned_images(capsys, tmp_path, monkeypatch):
     exec(code, scope)
     outcome = scope["outcome"]
     rates = detection_rates(outcome.called, data.train.poisoned)
-    # Twenty-five images are poisoned; the network is small, and trained for a minute.
+    # Fifty images are poisoned; the network is small, and trained for half a minute.
     assert rates.tpr > 0.9
     assert rates.tnr > 0.99
     named = [data.train.ids[i] for i in np.flatnonzero(outcome.called)]

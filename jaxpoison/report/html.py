@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from jaxpoison._files import replace_file, write_text
 from jaxpoison._names import shown
 from jaxpoison._sampling import evenly
-from jaxpoison._storage import empty_array, in_chunks
+from jaxpoison._storage import chunks_of, empty_array
 from jaxpoison.datasets.dataset import Dataset
 from jaxpoison.detectors.detection import Detection
 from jaxpoison.evidence.class_evidence import ClassEvidence
@@ -163,13 +163,10 @@ def _write_class_page(folder: Path, outcome: ScanOutcome, scanned: ScannedClass)
     rows = scanned.members[chosen]
     heatmaps = empty_array((len(rows), *train.image_shape[:2]), np.float32)
     method = ATTRIBUTIONS[outcome.search.attribution]()
-
-    def fill(some: slice) -> None:
+    for some in chunks_of(heatmaps):
         images, labels = train.images[rows[some]], train.labels[rows[some]]
         found = explain(outcome.network.model, images, labels, method=method)
         heatmaps[some] = found.relevance.sum(-1)
-
-    in_chunks(fill, heatmaps)
     name = f"class-{scanned.label}.html"
     write_text(
         folder / name,

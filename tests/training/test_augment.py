@@ -79,7 +79,7 @@ def test_hue_is_turned_as_in_hsv(turn, rng):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("count", [1, 4, 16, 64])
+@pytest.mark.parametrize("count", [4, 16])
 def test_steps_that_are_compiled_together_give_what_they_give_alone(count, noise):
     """XLA computes pixels again where they are needed: what is made of them must not jump."""
     images = jnp.asarray(np.resize(noise.images, (count, 32, 32, 3)), jnp.float32) / 255
