@@ -204,14 +204,23 @@ def _scan(given: argparse.Namespace) -> int:
 
 
 def _scan_against(given: argparse.Namespace) -> int:
+    from jaxpoison.cli.options import options_of
     from jaxpoison.datasets.folder import load_images
     from jaxpoison.jobs.against import scan_against
-    from jaxpoison.jobs.config import read_config
+    from jaxpoison.jobs.config import RunConfig, ScanConfig, read_config
     from jaxpoison.report.against import write_against
     from jaxpoison.report.console import print_against
 
     if not hasattr(given, "data"):
         raise ValueError("--against needs --data, a folder or zip of the new images")
+    of_images = ("data", "image_size", "resize")
+    options = (*options_of(RunConfig, leave_out=of_images), *options_of(ScanConfig))
+    others = [each.flag for each in options if hasattr(given, each.name)]
+    others += ["--config"] if given.config is not None else []
+    if others:
+        raise ValueError(
+            f"--against asks that scan's network as the scan did: leave out {', '.join(others)}"
+        )
     config = read_config(given.against / "config.json")
     data = load_images(
         given.data,

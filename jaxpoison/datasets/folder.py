@@ -105,7 +105,6 @@ def load_images(
     *,
     image_size: int | None = None,
     resize: str = "stretch",
-    expected_side: int | None = None,
     progress: bool = False,
 ) -> Dataset:
     """Reads all images of a folder, or a zip of one, whatever its layout; they have no labels.
@@ -114,7 +113,6 @@ def load_images(
         path: A folder, or a ``.zip`` file.
         image_size: If given, the side to which every image is resized.
         resize: What becomes of an image that is not square; see :func:`load_folder`.
-        expected_side: If given, the side that all images must have.
         progress: Show a progress bar while decoding.
 
     Returns:
@@ -137,7 +135,7 @@ def load_images(
         names, others = _images_of(tree)
         _say_what_is_left_out(tree, others, progress)
         order = {"all": [(name, 0) for name in sorted(names, key=natural_key)]}
-        wanted = _Wanted(image_size, resize, expected_side)
+        wanted = _Wanted(image_size, resize, None)
         return _read(tree, order, ("all",), wanted, progress)["all"]
 
 

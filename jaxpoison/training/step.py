@@ -102,7 +102,7 @@ def make_train_steps(
             isinstance(module, nnx.Conv)
             and module.conv_general_dilated is jax.lax.conv_general_dilated
         ):
-            # On CPUs XLA's gradients of convolutions take ten times as long.
+            # On CPUs XLA's own gradients of convolutions are slow.
             module.conv_general_dilated = conv_general_dilated
         if type(module) is nnx.Dropout:
             module.__class__ = _PlacedDropout

@@ -98,6 +98,10 @@ def test_the_shell_takes_any_folder_of_images(scanned, new, tmp_path, monkeypatc
     ("options", "message"),
     [
         (["--against", "run"], "--against needs --data, a folder or zip of the new images"),
+        (
+            ["--against", "run", "--data", "new", "--weights", "w", "--detector", "cascade"],
+            "as the scan did: leave out --weights, --detector",
+        ),
         (["--against", "nothing", "--data", "new"], "no configuration at nothing/config.json"),
     ],
 )
